@@ -1,0 +1,28 @@
+# `make` alone lists what there is. Needs: make, Python 3.11, JDK 17, Maven. Nothing else prepared.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+UV := $(BIN)/uv
+export UV_PROJECT_ENVIRONMENT := .venv
+.DEFAULT_GOAL := help
+.PHONY: help setup jars demo test check format bench prove clean
+
+help: ## what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: .venv/.ready build/jars/.ready ## prepare .venv and the jars; after it .venv/bin/headwater works
+
+.venv/.ready: pyproject.toml uv.lock
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed and '$(PYTHON)' was not found; set PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(UV) || $(BIN)/python -m pip install -q --disable-pip-version-check 'uv==0.13.9'
+	$(UV) sync -q --frozen --all-extras --inexact
+	@touch $@
+
+jars: build/jars/.ready ## build the join operator and resolve the broker's jars by Maven
+JAVA_SOURCES := $(shell find stream/java runtime/broker -name '*.java' -o -name pom.xml 2>/dev/null)
+build/jars/.ready: $(JAVA_SOURCES)
+	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "JDK 17 and Maven are needed: 'java' or 'mvn' was not found on PATH"; exit 2; }
+	mvn -q -B -ntp -f runtime/broker/pom.xml package
+	mvn -q -B -ntp -f stream/java/pom.xml package
+	@touch $@

@@ -1,0 +1,197 @@
+"""The one config of a stack: what every process must agree on, and what each may tune.
+
+Sections that all processes must agree on, because topics or the store are laid out by them:
+`kafka.topic_prefix`, `kinds`, `slots`, `domains`, `events`, `model`, `store.row`. The others may
+change at a restart. `settings.load` reads a file into a `Config`; unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from settings.duration import DurationMs
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
+
+IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
+    "user_id": "user",
+    "item_id": "item",
+    "domain": "context",
+}
+"""Slots that every impression has by its own fields; a config neither lists nor redefines them."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class KafkaConfig(_Section):
+    bootstrap: str = ""
+    """host:port[,host:port] of a broker of your own; empty = the embedded broker of `headwater up`."""
+    topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9.-]{0,60}$")] = "headwater"
+    """Every topic is named `<topic_prefix>.<name>`."""
+    partitions: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Partitions of every event, sample and representation topic that headwater creates."""
+    replication: Annotated[int, Field(ge=1, le=10)] = 1
+    """Replication factor of topics that headwater creates."""
+    extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Handed to librdkafka as they are (security.protocol, sasl.*, ssl.*)."""
+
+
+class EventsConfig(_Section):
+    future_bound: DurationMs = 86_400_000
+    """An event this far ahead of its partition's running event time (or of the wall clock) is
+    `undecodable`, as from the future, and does not move the watermark."""
+    bytes_max: Annotated[int, Field(ge=1_000, le=100_000_000)] = 1_000_000
+    """`produce` refuses an event larger than this, by line number."""
+
+
+class KindConfig(_Section):
+    window: DurationMs = 86_400_000
+    """A conversion of this kind belongs to an impression iff 0 <= t_conv - t_imp <= window."""
+
+
+class SlotConfig(_Section):
+    side: Literal["user", "item", "context"] = "context"
+    """Which tower reads it: the user's, the item's, or only the mix tower (context)."""
+    type: Literal["categorical", "multi", "numeric", "vector", "sequence"] = "categorical"
+    """categorical = string; multi = list of strings; numeric = number; vector = list of numbers;
+    sequence = list of {"item_id", "event_ms", ...}."""
+    dim: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Length of a `vector` slot's value; required there, refused elsewhere."""
+    length_max: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Newest entries of a `multi` or `sequence` slot that the model reads."""
+
+    @model_validator(mode="after")
+    def _dim_belongs_to_vector(self) -> SlotConfig:
+        if self.type == "vector" and self.dim is None:
+            raise ValueError("a slot of type 'vector' needs dim = <its length>")
+        if self.type != "vector" and self.dim is not None:
+            raise ValueError(f"dim is for slots of type 'vector', this one is {self.type!r}")
+        return self
+
+
+class JoinConfig(_Section):
+    policy: Literal["wait", "correct"] = "wait"
+    """wait = one `final` sample per impression when its last window closes; correct = an `early`
+    sample, a `correction` per kind that converts later, and a `final`."""
+    elapsed: DurationMs = 0
+    """Policy `correct`: event time between an impression and its `early` sample."""
+    lateness: DurationMs = 5_000
+    """How far out of order events may come; the watermark trails the newest event by this."""
+    idle_timeout: DurationMs = 5_000
+    """A partition silent for this long no longer holds the watermark back; 0s = never (bounded)."""
+    checkpoint_interval: DurationMs = 500
+    """Samples become visible at checkpoints, so this is a part of freshness."""
+    transaction_timeout: DurationMs = 3_600_000
+    """The longest outage of the join without loss; must not exceed the broker's
+    transaction.max.timeout.ms."""
+    parallelism: Annotated[int, Field(ge=1, le=1024)] = 2
+    state_backend: Literal["hashmap", "rocksdb"] = "hashmap"
+    managed_memory_mb: Annotated[int, Field(ge=64)] = 512
+    """RocksDB's memory in the join (state_backend = "rocksdb")."""
+
+
+class ModelConfig(_Section):
+    name: str = "lfm4ads"
+    """One of `headwater models`."""
+    embedding_dim: Annotated[int, Field(ge=1, le=512)] = 16
+    """Width of the `shared` embedding set of every slot."""
+    tower_dims: tuple[Annotated[int, Field(ge=1)], ...] = (64, 32)
+    """Hidden widths of the user and the item tower; the last one is the width of UR and IR."""
+    cross_layers: Annotated[int, Field(ge=0, le=10)] = 2
+    mix_dims: tuple[Annotated[int, Field(ge=1)], ...] = (64, 32)
+    """Hidden widths of the mix tower's MLP; CR is the activation of its last hidden layer."""
+    delayed_feedback: Literal["vanilla", "fnw"] = "fnw"
+    """Loss over policy `correct`'s samples (models.md 7.1); policy `wait` always uses plain BCE."""
+
+
+class TrainerConfig(_Section):
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """torch CPU threads; fixed, so that a run can be repeated bit by bit."""
+    batch_samples_max: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    batch_wait: DurationMs = 50
+    """Under cut_by = "time": a batch closes when full or this long after its first sample."""
+    cut_by: Literal["time", "count"] = "time"
+    """count = batches, commits and versions are cut by sample and step count alone, so that the
+    same log gives the same bytes whatever happened in between."""
+    commit_every: DurationMs = 500
+    """Under cut_by = "time"."""
+    commit_every_steps: Annotated[int, Field(ge=1)] = 10
+    """Under cut_by = "count"."""
+    seed: int = 0
+
+
+class OptimizerConfig(_Section):
+    sparse: Literal["rowwise_adagrad"] = "rowwise_adagrad"
+    sparse_lr: Annotated[float, Field(gt=0, le=10)] = 0.05
+    sparse_eps: Annotated[float, Field(gt=0)] = 1e-8
+    init_scale: Annotated[float, Field(ge=0, le=10)] = 0.01
+    """New rows start uniform in [-init_scale, init_scale], drawn from the key alone."""
+    dense_lr: Annotated[float, Field(gt=0, le=10)] = 0.001
+
+
+class StoreConfig(_Section):
+    cache_rows_max: Annotated[int, Field(ge=1024)] = 1_000_000
+    """Rows of the hot slab; the rest live in RocksDB. Full means evict, never fail."""
+
+
+class PublishConfig(_Section):
+    every_commits: Annotated[int, Field(ge=1)] = 1
+    """A version is cut every this many commits that touched an entity."""
+    cross_half_life: DurationMs = 86_400_000
+    """Half-life of the time decay in the per-user and per-item aggregates of CR."""
+    manifests_kept: Annotated[int, Field(ge=1)] = 1000
+
+
+class MetricsConfig(_Section):
+    host: str = "127.0.0.1"
+    """Where every process serves /metrics; beyond loopback only by your own choice."""
+
+
+class Config(_Section):
+    """A whole stack. Frozen; built by `settings.load.load_config`."""
+
+    kafka: KafkaConfig = KafkaConfig()
+    events: EventsConfig = EventsConfig()
+    domains: tuple[Name, ...] = ()
+    """Known domains; another one in the stream is modelled, and reported under `other`."""
+    kinds: dict[Name, KindConfig] = Field(default_factory=lambda: {"click": KindConfig()})
+    """Conversion kinds = the model's tasks."""
+    slots: dict[Name, SlotConfig] = Field(default_factory=dict)
+    join: JoinConfig = JoinConfig()
+    model: ModelConfig = ModelConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    store: StoreConfig = StoreConfig()
+    publish: PublishConfig = PublishConfig()
+    metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="after")
+    def _names_and_times_fit(self) -> Config:
+        if not self.kinds:
+            raise ValueError("at least one conversion kind is needed: [kinds.NAME] window = \"24h\"")
+        clash = sorted(set(self.slots) & set(IMPLICIT_SLOTS))
+        if clash:
+            raise ValueError(f"slots {clash} are every impression's own fields; remove them")
+        longest = max(k.window for k in self.kinds.values())
+        if self.join.elapsed > longest:
+            raise ValueError("join.elapsed must not exceed the longest window of kinds")
+        return self
+
+    @property
+    def window_ms_max(self) -> int:
+        """The longest attribution window: an impression's last window closes this long after it."""
+        return max(k.window for k in self.kinds.values())
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Conversion kinds in config order: the order of every `[B, T]` label and logit tensor."""
+        return tuple(self.kinds)
+
+    def topic(self, name: str) -> str:
+        """Kafka's name of the topic `name` (see `topics.names`)."""
+        return f"{self.kafka.topic_prefix}.{name}"
