@@ -26,3 +26,29 @@ build/jars/.ready: $(JAVA_SOURCES)
 	mvn -q -B -ntp -f runtime/broker/pom.xml package
 	mvn -q -B -ntp -f stream/java/pom.xml package
 	@touch $@
+
+demo: setup ## the whole loop, live, for about a minute and a half; SOURCE=, DATA=, SECONDS_= to change it
+	$(BIN)/headwater demo --seconds $(or $(SECONDS_),90) $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data $(DATA))
+
+format: .venv/.ready ## rewrite the sources in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check -q --fix .
+
+check: setup ## format, lint, types, import rules and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -m "not slow and not kafka and not flink and not kill"
+
+test: setup ## every test, with the real broker, Flink and RocksDB; under 15 minutes on 2 cores
+	$(BIN)/pytest -q
+
+bench: setup ## every benchmark, each as a ratio measured in one run
+	$(BIN)/headwater bench freshness --json
+
+prove: setup ## the long counts: the same tests with their seeded cuts lifted
+	HEADWATER_PROVE=1 $(BIN)/pytest -q --timeout=7200 -m "kill or slow"
+
+clean: ## remove what setup and the tests made
+	rm -rf .venv build .headwater .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -29,7 +29,7 @@ class _Section(BaseModel):
 
 class KafkaConfig(_Section):
     bootstrap: str = ""
-    """host:port[,host:port] of a broker of your own; empty = the embedded broker of `headwater up`."""
+    """host:port[,host:port] of a broker of your own; empty = `headwater up` starts one."""
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9.-]{0,60}$")] = "headwater"
     """Every topic is named `<topic_prefix>.<name>`."""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 2
@@ -173,7 +173,7 @@ class Config(_Section):
     @model_validator(mode="after")
     def _names_and_times_fit(self) -> Config:
         if not self.kinds:
-            raise ValueError("at least one conversion kind is needed: [kinds.NAME] window = \"24h\"")
+            raise ValueError('at least one conversion kind is needed: [kinds.NAME] window = "24h"')
         clash = sorted(set(self.slots) & set(IMPLICIT_SLOTS))
         if clash:
             raise ValueError(f"slots {clash} are every impression's own fields; remove them")

@@ -75,7 +75,7 @@ def load_config(
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, merged))) from error
+        raise ConfigError("\n".join(_explain(error))) from error
     return LoadedConfig(config, origins)
 
 
@@ -98,7 +98,9 @@ def _parse_env(text: str) -> Any:
         return text
 
 
-def _leaves(tree: Mapping[str, Any], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(
+    tree: Mapping[str, Any], at: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, (*at, str(key)))
@@ -115,7 +117,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _explain(error: ValidationError, merged: Mapping[str, Any]) -> Iterator[str]:
+def _explain(error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "config"
         if item["type"] == "extra_forbidden":
@@ -124,7 +126,8 @@ def _explain(error: ValidationError, merged: Mapping[str, Any]) -> Iterator[str]
         elif item["type"] == "literal_error":
             expected = str(item["ctx"]["expected"])
             choices = [c.strip().strip("'") for c in expected.replace(" or ", ", ").split(",")]
-            yield f"{where}: expected {expected}, got {item['input']!r}{_nearest(str(item['input']), choices)}"
+            hint = _nearest(str(item["input"]), choices)
+            yield f"{where}: expected {expected}, got {item['input']!r}{hint}"
         elif item["type"] in ("value_error", "missing"):
             yield f"{where}: {item['msg'].removeprefix('Value error, ')}"
         else:
@@ -142,5 +145,10 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             model = model.model_fields[str(part)].annotation
         else:  # a name under [kinds.*] or [slots.*]
-            model = next((a for a in get_args(model) if isinstance(a, type) and issubclass(a, BaseModel)), model)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+            model = next(
+                (a for a in get_args(model) if isinstance(a, type) and issubclass(a, BaseModel)),
+                model,
+            )
+    return (
+        list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+    )
