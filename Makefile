@@ -20,10 +20,10 @@ setup: .venv/.ready build/jars/.ready ## prepare .venv and the jars; after it .v
 	@touch $@
 
 jars: build/jars/.ready ## build the join operator and resolve the broker's jars by Maven
-JAVA_SOURCES := $(shell find stream/java runtime/broker -name '*.java' -o -name pom.xml 2>/dev/null)
+JAVA_SOURCES := $(shell find stream/java runtime/kafka -name '*.java' -o -name pom.xml 2>/dev/null)
 build/jars/.ready: $(JAVA_SOURCES)
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "JDK 17 and Maven are needed: 'java' or 'mvn' was not found on PATH"; exit 2; }
-	mvn -q -B -ntp -f runtime/broker/pom.xml package
+	mvn -q -B -ntp -f runtime/kafka/pom.xml package
 	mvn -q -B -ntp -f stream/java/pom.xml package
 	@touch $@
 

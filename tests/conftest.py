@@ -1,0 +1,41 @@
+"""What several tests share: the real broker, a topic prefix of one's own, the real logs."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.broker import EmbeddedBroker
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+_count = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """host:port of a real broker: $HEADWATER_TEST_BOOTSTRAP, else an embedded one."""
+    given = os.environ.get("HEADWATER_TEST_BOOTSTRAP")
+    if given:
+        yield given
+        return
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker.bootstrap
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A topic prefix that no other test uses."""
+    return f"t{next(_count)}-{uuid.uuid4().hex[:8]}"
+
+
+def data_file(name: str) -> Path:
+    """The real log `name`, or skip with the reason."""
+    path = Path(os.environ.get("HEADWATER_TEST_DATA", DATA)) / name
+    if not path.exists():
+        pytest.skip(f"{name} is not in {path.parent}: the real logs are not part of the repository")
+    return path
