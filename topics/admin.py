@@ -1,0 +1,114 @@
+"""Create a stack's topics, or verify that those which exist are laid out as the config says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource  # .admin's stubs do not re-export these
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewTopic
+
+from settings.config import Config
+from topics.client import client_settings
+from topics.errors import TopicMismatch, TopicUnavailable, kafka_errors, topic_error
+from topics.names import ALL_TOPICS, partition_count, topic_settings
+
+_TIMEOUT_SECONDS = 30.0
+
+
+def ensure_topics(config: Config, bootstrap: str) -> None:
+    """Create what is missing and check the rest; safe to call from every process at its start.
+
+    Returns when every topic has a leader for every partition. Raises TopicMismatch naming each
+    differing setting (partitions, cleanup.policy, or a max.message.bytes that is too small: what
+    would lose or misplace records), TopicUnavailable, TopicUnauthorized.
+    """
+    settings = client_settings(config, bootstrap)
+    del settings["allow.auto.create.topics"]
+    admin = AdminClient(settings)
+    with kafka_errors(f"listing the topics of {bootstrap}"):
+        existing = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+    _create(admin, config, [name for name in ALL_TOPICS if config.topic(name) not in existing])
+    _wait_for_leaders(admin, config)
+    differences = list(_differences(admin, config))
+    if differences:
+        raise TopicMismatch("topics differ from the config: " + "; ".join(differences))
+
+
+def _create(admin: AdminClient, config: Config, names: list[str]) -> None:
+    if not names:
+        return
+    topics = [
+        NewTopic(
+            config.topic(name),
+            num_partitions=partition_count(config, name),
+            replication_factor=config.kafka.replication,
+            config=dict(topic_settings(config, name)),
+        )
+        for name in names
+    ]
+    futures = admin.create_topics(topics, operation_timeout=_TIMEOUT_SECONDS)
+    for topic, future in futures.items():
+        try:
+            future.result()
+        except KafkaException as error:
+            # Another process of the stack created it a moment ago: its layout is checked below.
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise topic_error(error, f"creating topic {topic}") from error
+
+
+def _wait_for_leaders(admin: AdminClient, config: Config) -> None:
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while True:
+        with kafka_errors("listing topics"):
+            found = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+        missing = [
+            name
+            for name in map(config.topic, ALL_TOPICS)
+            if name not in found
+            or not found[name].partitions
+            or any(p.leader < 0 for p in found[name].partitions.values())
+        ]
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise TopicUnavailable(
+                f"no leader within {_TIMEOUT_SECONDS:.0f} s for: {', '.join(missing)}"
+            )
+        time.sleep(0.05)
+
+
+def _differences(admin: AdminClient, config: Config) -> Iterator[str]:
+    with kafka_errors("listing topics"):
+        found = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+    resources = [ConfigResource(ResourceType.TOPIC, config.topic(name)) for name in ALL_TOPICS]
+    described = {
+        resource.name: future
+        for resource, future in admin.describe_configs(
+            resources, request_timeout=_TIMEOUT_SECONDS
+        ).items()
+    }
+    for name in ALL_TOPICS:
+        topic = config.topic(name)
+        with kafka_errors(f"describing topic {topic}"):
+            entries = described[topic].result()
+        actual = {key: str(entry.value) for key, entry in entries.items()}
+        expected = partition_count(config, name)
+        if len(found[topic].partitions) != expected:
+            yield f"{topic} has {len(found[topic].partitions)} partitions, expected {expected}"
+        yield from _setting_differences(topic, topic_settings(config, name), actual)
+
+
+def _setting_differences(
+    topic: str, expected: Mapping[str, str], actual: Mapping[str, str]
+) -> Iterator[str]:
+    """Only what would lose or misplace records; retention and the like are the operator's."""
+    policy = "cleanup.policy"
+    if actual[policy] != expected[policy]:
+        yield f"{topic} has {policy}={actual[policy]}, expected {expected[policy]}"
+    limit = "max.message.bytes"
+    if int(actual[limit]) < int(expected[limit]):
+        yield f"{topic} has {limit}={actual[limit]}, expected at least {expected[limit]}"

@@ -1,0 +1,118 @@
+"""Read topics from their beginning to where they end now: for tools, the audit and a start-up."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+
+from settings.config import Config
+from topics.client import consumer_settings
+from topics.errors import TopicUnavailable, kafka_errors, topic_error
+from topics.names import partition_count
+
+Partition = tuple[str, int]
+"""(topic without prefix, partition)."""
+
+_STALL_SECONDS = 30.0
+
+
+def scan_group(config: Config) -> str:
+    """A group id of one's own: assignment is manual and nothing is committed under it."""
+    return f"{config.kafka.topic_prefix}.scan.{uuid.uuid4().hex[:12]}"
+
+
+def end_offsets(
+    config: Config, bootstrap: str, names: Sequence[str], *, read_committed: bool = True
+) -> dict[Partition, int]:
+    """Where each partition ends now: its last stable offset, or with read_committed=False its
+    high watermark. Control records of transactions count. Raises TopicUnavailable."""
+    consumer = Consumer(
+        consumer_settings(config, bootstrap, scan_group(config), read_committed=read_committed)
+    )
+    try:
+        return {
+            (name, partition): _watermarks(consumer, config.topic(name), partition)[1]
+            for name in names
+            for partition in range(partition_count(config, name))
+        }
+    finally:
+        consumer.close()
+
+
+def read_to_end(
+    config: Config,
+    bootstrap: str,
+    names: Sequence[str],
+    *,
+    until: Mapping[Partition, int] | None = None,
+    read_committed: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[str, Message]]:
+    """(topic without prefix, record) of every record below the ends of now, in offset order within
+    a partition; with `until`, below those offsets where they are nearer. `stopped` ends it early.
+
+    Raises TopicUnavailable when Kafka stays silent for 30 s, and TopicUnknown.
+    """
+    consumer = Consumer(
+        consumer_settings(config, bootstrap, scan_group(config), read_committed=read_committed)
+    )
+    try:
+        ends: dict[Partition, int] = {}
+        for name in names:
+            for partition in range(partition_count(config, name)):
+                low, end = _watermarks(consumer, config.topic(name), partition)
+                end = min(end, (until or {}).get((name, partition), end))
+                if low < end:
+                    ends[name, partition] = end
+        consumer.assign([TopicPartition(config.topic(n), p, OFFSET_BEGINNING) for n, p in ends])
+        yield from _read(consumer, config, ends, stopped)
+    finally:
+        consumer.close()
+
+
+def _read(
+    consumer: Consumer, config: Config, ends: dict[Partition, int], stopped: Callable[[], bool]
+) -> Iterator[tuple[str, Message]]:
+    prefix_length = len(config.topic(""))
+    heard = time.monotonic()
+    while ends and not stopped():
+        messages = consumer.consume(4096, 0.1)
+        if messages:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > _STALL_SECONDS:
+            raise TopicUnavailable(
+                f"nothing came for {_STALL_SECONDS:.0f} s, still to read: {sorted(ends)}"
+            )
+        for message in messages:
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            error = message.error()
+            if topic is None or partition is None or offset is None:
+                if error is not None and not error.retriable() and error.fatal():
+                    raise topic_error(error, "reading")
+                continue
+            at = (topic[prefix_length:], partition)
+            end = ends.get(at)
+            if error is not None:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise topic_error(error, f"reading {topic}")
+                # The end is reached even if the last offsets hold only control records.
+                if end is not None and offset >= end:
+                    del ends[at]
+                continue
+            if end is None:
+                continue
+            if offset < end:
+                yield at[0], message
+            if offset >= end - 1:
+                del ends[at]
+
+
+def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    with kafka_errors(f"asking for the end of {topic} partition {partition}"):
+        found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)
+    if found is None:
+        raise TopicUnavailable(f"no answer for the end of {topic} partition {partition} in 30 s")
+    return found
