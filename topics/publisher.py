@@ -8,7 +8,8 @@ id and version, so a version written twice is the version.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -31,6 +32,18 @@ Record = tuple[str, bytes, bytes | None, Headers]
 """(topic without prefix, key, value or None for a tombstone, headers)."""
 
 
+@contextmanager
+def _client_errors() -> Iterator[None]:
+    """A fatal error that arrives while delivery callbacks run surfaces from the client as a
+    SystemError; raise the KafkaException behind it instead."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, KafkaException):
+            raise error.__cause__ from None
+        raise
+
+
 class Publisher:
     """The one writer of representations under `transactional_id`; a newer one fences this one.
 
@@ -49,10 +62,10 @@ class Publisher:
         """Raises TopicUnavailable, TopicUnauthorized, TopicUnknown, PublisherFenced."""
         self._config = config
         self._timeout_seconds = timeout_seconds
+        self._failure: KafkaError | None = None
         self._producer = Producer(
             producer_settings(config, bootstrap, transactional_id=transactional_id)
         )
-        self._failure: KafkaError | None = None
         self._in_doubt: Manifest | None = None
         self._until_deadline("taking over the transactional id", self._producer.init_transactions)
         self._ends = end_offsets(config, bootstrap, REPRESENTATION_TOPICS)
@@ -81,18 +94,19 @@ class Publisher:
                 return known
         self._failure = None
         try:
-            self._producer.begin_transaction()
-            for name, key, value, headers in records:
-                self._produce(self._config.topic(name), key, value, headers)
-            self._flush()
-            manifest = msgspec.structs.replace(
-                manifest, version=version, end_offsets=self._offsets_by_topic()
-            )
-            topic = self._config.topic(MANIFEST)
-            self._produce(topic, manifest_key(version), encode_manifest(manifest), [])
-            for old in self._expired(version):
-                self._produce(topic, manifest_key(old), None, [])
-            self._flush()
+            with _client_errors():
+                self._producer.begin_transaction()
+                for name, key, value, headers in records:
+                    self._produce(self._config.topic(name), key, value, headers)
+                self._flush()
+                manifest = msgspec.structs.replace(
+                    manifest, version=version, end_offsets=self._offsets_by_topic()
+                )
+                topic = self._config.topic(MANIFEST)
+                self._produce(topic, manifest_key(version), encode_manifest(manifest), [])
+                for old in self._expired(version):
+                    self._produce(topic, manifest_key(old), None, [])
+                self._flush()
         except (KafkaException, TopicUnavailable) as error:
             raise self._abort(version, error) from error
         return self._commit(manifest)
@@ -119,7 +133,8 @@ class Publisher:
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._failure = self._failure or error
+            if self._failure is None:
+                self._failure = error
             return
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         assert topic is not None and partition is not None and offset is not None
@@ -178,7 +193,8 @@ class Publisher:
         deadline = time.monotonic() + self._timeout_seconds
         while True:
             try:
-                call(max(1.0, deadline - time.monotonic()))
+                with _client_errors():
+                    call(max(1.0, deadline - time.monotonic()))
             except KafkaException as error:
                 found = topic_error(error, doing)
                 repeatable = error.args[0].retriable() and not isinstance(found, PublishAborted)
