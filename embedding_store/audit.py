@@ -1,0 +1,70 @@
+"""What is on disk, checked: at opening (layout, commit record) and in full (every row)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from embedding_store.commit import FIRST, CommitRecord, decode_record
+from embedding_store.errors import StoreCorrupt
+from embedding_store.layout import RowLayout
+from embedding_store.rocks import ROW_PREFIX, Rocks
+from embedding_store.row import RowFormat
+
+LAYOUT_NAME: Final = b"mlayout"
+COMMIT_NAME: Final = b"mcommit"
+
+
+def known_or_new(directory: Path, rocks: Rocks, layout: RowLayout) -> CommitRecord:
+    """The newest commit of the store in `directory`; an empty database becomes commit 0.
+
+    Raises LayoutMismatch or StoreCorrupt.
+    """
+    stored, commit = rocks.get_many([LAYOUT_NAME, COMMIT_NAME])
+    if stored is None and commit is None:
+        if next(rocks.scan(b""), None) is not None:
+            raise StoreCorrupt(f"records without a layout: path=`{directory}`")
+        rocks.write([(COMMIT_NAME, FIRST.encode()), (LAYOUT_NAME, layout.to_json())])
+        sync_directory(directory)
+        sync_directory(directory.parent)
+        return FIRST
+    if stored is None or commit is None:
+        raise StoreCorrupt(f"the layout or the commit record is missing: path=`{directory}`")
+    layout.verify(stored)
+    return decode_record(commit)
+
+
+def verify_rows(rocks: Rocks, form: RowFormat) -> int:
+    """Read every row on disk and count it; raises StoreCorrupt at the first fault."""
+    commit = rocks.get(COMMIT_NAME)
+    if commit is None:
+        raise StoreCorrupt("the commit record is missing")
+    record, rows = decode_record(commit), 0
+    for name, data in rocks.scan(ROW_PREFIX):
+        if len(data) != form.bytes:
+            raise StoreCorrupt(
+                f"a row of a wrong size: key=`0x{name[1:].hex()}` bytes=`{len(data)}` "
+                f"expected=`{form.bytes}`"
+            )
+        if name[1:] != data[7::-1]:
+            raise StoreCorrupt(
+                f"a row names another key than its own: key=`0x{name[1:].hex()}` "
+                f"row=`0x{data[7::-1].hex()}`"
+            )
+        rows += 1
+    if rows != record.rows_total:
+        raise StoreCorrupt(
+            f"the last commit counted another number of rows: rows=`{rows}` "
+            f"expected=`{record.rows_total}` commit=`{record.id}`"
+        )
+    return rows
+
+
+def sync_directory(directory: Path) -> None:
+    """So that a new name in it survives a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

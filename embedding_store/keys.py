@@ -1,0 +1,44 @@
+"""(slot, value) -> 64-bit row key: XXH3-64 of the value's UTF-8 bytes, seeded by the slot's name.
+
+No bucketing and no table of values: two values share a row only if 64 bits collide, which for
+1e8 keys happens with probability 3e-4 anywhere in the store. Keys are part of what is on disk:
+changing this file orphans every row (tests/golden values pin it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+RESERVED_KEY: Final = 0
+"""Marks an empty entry of the index, so no row may have it."""
+STAND_IN_FOR_RESERVED: Final = 0x9E3779B97F4A7C15
+"""The key of a value that hashes to the reserved one."""
+
+
+@lru_cache(maxsize=4096)
+def slot_seed(slot: str) -> int:
+    """The seed under which every value of `slot` is hashed."""
+    return int(xxhash.xxh3_64_intdigest(slot.encode()))
+
+
+def row_key(slot: str, value: str) -> int:
+    """The key of one value; `row_keys` is the same for a list."""
+    return int(row_keys(slot, (value,))[0])
+
+
+def row_keys(slot: str, values: Sequence[str]) -> NDArray[np.uint64]:
+    """Keys uint64[N] of `values` (strings, any length, lone surrogates allowed) in `slot`."""
+    digest, seed = xxhash.xxh3_64_intdigest, slot_seed(slot)
+    try:
+        hashed = [digest(value.encode(), seed) for value in values]
+    except UnicodeEncodeError:  # JSON's "\ud800" is legal in a str and has no strict UTF-8 form
+        hashed = [digest(value.encode("utf-8", "surrogatepass"), seed) for value in values]
+    keys = np.array(hashed, dtype=np.uint64)
+    keys[keys == RESERVED_KEY] = STAND_IN_FOR_RESERVED
+    return keys
