@@ -13,6 +13,7 @@ from topics.client import consumer_settings
 from topics.errors import (
     RecordInvalid,
     TopicUnavailable,
+    TopicUnknown,
     WireVersionError,
     kafka_errors,
     topic_error,
@@ -70,6 +71,7 @@ class Tail:
             for kind in self._fold.tables
             for partition in range(partition_count(self._config, representation_topic(kind)))
         ]
+        self._require_topics()
         self._consumer.assign([self._from_start(_MANIFESTS)])
         self._read_until(lambda: _MANIFESTS in self._at_end, stopped)
         self._consumer.incremental_assign([self._from_start(at) for at in partitions])
@@ -80,6 +82,15 @@ class Tail:
         while self._fold.applied < closed and not stopped():
             if self._fold.advance() is None:
                 self.read()
+
+    def _require_topics(self) -> None:
+        with kafka_errors("listing topics"):
+            found = self._consumer.list_topics(timeout=30).topics
+        missing = [t for t in (*self._kind_of, self._manifest_topic) if t not in found]
+        if missing:
+            raise TopicUnknown(
+                f"expected topics {', '.join(missing)}, which this broker does not have"
+            )
 
     def _read_until(self, done: Callable[[], bool], stopped: Callable[[], bool]) -> None:
         while not done() and not stopped():
