@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 import xxhash
@@ -37,38 +37,18 @@ from embedding_store.errors import (
 from embedding_store.keys import RESERVED_KEY
 from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
-from embedding_store.rocks import ROW_PREFIX, Rocks, Write, row_names
+from embedding_store.rocks import Rocks
 from embedding_store.row import Header, RowFormat, seconds, state_field, vector_field
-from embedding_store.slab import Slab
-from embedding_store.spill import Spill
 from embedding_store.state import StagedState
+from embedding_store.tiers import Lookup, Tiers
+
+__all__ = ["EmbeddingStore", "Lookup", "Row", "StoreStats"]
 
 DATABASE: Final = "rocks"
 NO_COUNTS: Final = np.empty(0, np.int32)
-OLDEST_LOOKUP: Final = 1
-"""A lookup stays valid until the second `lookup` after it: its rows are pinned that long."""
 
-T = TypeVar("T")
 Row = tuple[int, Header, dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]
-
-
-@dataclass(slots=True)
-class Lookup:
-    """One batch's rows. U distinct keys in order of first appearance among N ids."""
-
-    keys: NDArray[np.uint64]
-    """uint64[U]"""
-    slots: NDArray[np.int64]
-    """int64[U], the store's own"""
-    inverse: NDArray[np.int32]
-    """int32[N]: keys[inverse] are the ids as given"""
-    counts: NDArray[np.int32]
-    """int32[U]: how often each key occurs among the ids"""
-    found: NDArray[np.bool_]
-    """bool[U]: False = this lookup created the row"""
-    batch: int
-    counted: bool = field(default=False)
-    """Whether the row headers know of this batch: the first `update` tells them."""
+"""(key, header, {set: (vector float32[D], optimizer state float32[S])})"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +90,12 @@ class EmbeddingStore:
         self.path = path
         self.layout = form.layout
         self._lock, self._rocks, self._form, self._record = lock, rocks, form, record
-        self._slab = Slab(form, cache_rows_max)
-        self._spill = Spill(form.words)
+        self._tiers = Tiers(form, rocks, cache_rows_max)
         self._state = StagedState(rocks)
-        self._batch = OLDEST_LOOKUP + 1  # so that an unused slot's 0 is never a pinned batch
-        self._created_since_commit = 0
         self._poison: str | None = None
         self._closed = False
-        self._counts = dict.fromkeys(
-            ("hot", "spilled", "cold", "created", "evicted", "not_finite", "committed"), 0
-        )
+        self._gradients_not_finite = 0
+        self._rows_committed = 0
 
     @staticmethod
     def open(path: Path, layout: RowLayout, *, cache_rows_max: int, owner: str) -> EmbeddingStore:
@@ -169,56 +145,13 @@ class EmbeddingStore:
         Raises CacheTooSmall, changing nothing, if more than half the slab would be needed.
         """
         self._refuse_if_unusable()
-        ids, now_s = _checked(keys), seconds(now_ms)
-        batch = self._batch + 1
-        resolved = self._slab.resolve(ids, batch)
-        if resolved is None:
-            raise CacheTooSmall(len(np.unique(ids)), self._slab.capacity)
-        self._batch = batch
-        missed = resolved.misses
-        found = np.ones(len(resolved.keys), np.bool_)
-        self._counts["hot"] += len(resolved.keys) - len(missed)
-        if len(missed):
-            try:
-                rows, dirty, created = self._load(resolved.keys[missed], now_s)
-            except BaseException:
-                self._slab.forget(resolved)
-                raise
-            slots, spilled_rows, spilled_keys, evicted = self._slab.make_room(len(missed), batch)
-            self._slab.admit(resolved.keys[missed], slots, rows, dirty, batch)
-            self._spill.add(spilled_keys, spilled_rows)
-            self._counts["evicted"] += evicted
-            resolved.slots[missed] = slots
-            found[missed] = ~created
-        return Lookup(
-            resolved.keys, resolved.slots, resolved.inverse, resolved.counts, found, batch
-        )
-
-    def _load(
-        self, keys: NDArray[np.uint64], now_s: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-        """(rows float32[N, words], dirty bool[N], created bool[N]) of keys not in the slab."""
-        rows = np.empty((len(keys), self._form.words), np.float32)
-        spilled_rows, dirty = self._spill.find(keys)
-        rest = np.flatnonzero(~dirty)
-        cold_rows, cold = self._rocks.get_rows(keys[rest], self._form.words)
-        created = np.zeros(len(keys), np.bool_)
-        created[rest[~cold]] = True
-        rows[dirty] = spilled_rows
-        rows[rest[cold]] = cold_rows
-        rows[created] = self._form.fresh(keys[created], now_s)
-        self._spill.remove(keys[dirty])
-        self._counts["spilled"] += len(spilled_rows)
-        self._counts["cold"] += len(cold_rows)
-        self._counts["created"] += int(created.sum())
-        self._created_since_commit += int(created.sum())
-        return rows, dirty | created, created
+        return self._tiers.lookup(_checked(keys), seconds(now_ms))
 
     def gather(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
         """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`."""
         self._refuse_if_unusable()
-        self._refuse_if_stale(lookup)
-        return self._slab.gather(self._form.place(set_name), lookup.slots)
+        self._tiers.refuse_stale(lookup)
+        return self._tiers.slab.gather(self._form.place(set_name), lookup.slots)
 
     def update(
         self, lookup: Lookup, set_name: str, grad: NDArray[np.float32], *, now_ms: int
@@ -230,7 +163,7 @@ class EmbeddingStore:
         vector and is counted in `stats`.
         """
         self._refuse_if_unusable()
-        self._refuse_if_stale(lookup)
+        self._tiers.refuse_stale(lookup)
         place, now_s = self._form.place(set_name), seconds(now_ms)
         if grad.shape != (len(lookup.keys), place.spec.dim) or grad.dtype != np.float32:
             raise StoreMisuse(
@@ -239,9 +172,11 @@ class EmbeddingStore:
                 f"came=`{grad.dtype}{list(grad.shape)}`"
             )
         counts = NO_COUNTS if lookup.counted else lookup.counts
-        skipped = self._slab.update(place, lookup.slots, np.ascontiguousarray(grad), counts, now_s)
+        skipped = self._tiers.slab.update(
+            place, lookup.slots, np.ascontiguousarray(grad), counts, now_s
+        )
         lookup.counted = True
-        self._counts["not_finite"] += skipped
+        self._gradients_not_finite += skipped
 
     def peek(
         self, keys: NDArray[np.uint64], set_name: str
@@ -253,23 +188,10 @@ class EmbeddingStore:
         self._refuse_if_unusable()
         place = self._form.place(set_name)
         distinct, inverse = np.unique(_checked(keys), return_inverse=True)
-        rows, found = self._read(distinct)
+        rows, found = self._tiers.read(distinct)
         vectors = np.zeros((len(distinct), place.spec.dim), np.float32)
         vectors[found] = rows[found, place.vector_word : place.vector_word + place.spec.dim]
         return vectors[inverse], found[inverse]
-
-    def _read(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Whole rows float32[N, words] wherever they are; those not found are undefined."""
-        rows = np.empty((len(keys), self._form.words), np.float32)
-        slots = self._slab.find(keys)
-        found = slots >= 0
-        rows[found] = self._slab.rows(slots[found])
-        for tier in (self._spill.find, lambda k: self._rocks.get_rows(k, self._form.words)):
-            rest = np.flatnonzero(~found)
-            there_rows, there = tier(keys[rest])
-            rows[rest[there]] = there_rows
-            found[rest[there]] = True
-        return rows, found
 
     def rows(self) -> Iterator[Row]:
         """Every row, not yet committed ones included, in order of key: (key, header, sets).
@@ -277,7 +199,7 @@ class EmbeddingStore:
         `sets[name]` = (vector float32[D], optimizer state float32[S]). For audits and exports; call
         nothing that changes the store before the iterator ends.
         """
-        for key, data in self._row_bytes():
+        for key, data in self._tiers.all_rows():
             record = np.frombuffer(data, self._form.dtype)[0]
             header = Header(*(int(record[name]) for name in Header.__slots__))
             sets = {
@@ -293,39 +215,13 @@ class EmbeddingStore:
         """
         self._refuse_if_unusable()
         digests = {"rows": xxhash.xxh3_128()}
-        for _, data in self._row_bytes():
+        for _, data in self._tiers.all_rows():
             digests["rows"].update(data)
         for space in self._state.spaces():
             digest = digests[f"state/{space}"] = xxhash.xxh3_128()
             for name, value in self._state.scan(space):
                 digest.update(b"%d:%d:" % (len(name), len(value)) + name + value)
         return {name: digest.hexdigest() for name, digest in digests.items()}
-
-    def _row_bytes(self) -> Iterator[tuple[int, bytes]]:
-        """(key, row) in order of key: the rows on disk overlaid with the changed ones."""
-        self._refuse_if_unusable()
-        changed = dict(self._changed_rows())
-        pending = iter(changed.items())
-        upcoming = next(pending, None)
-        for name, data in self._rocks.scan(ROW_PREFIX):
-            while upcoming is not None and upcoming[0] < name:
-                yield int.from_bytes(upcoming[0][1:], "big"), upcoming[1]
-                upcoming = next(pending, None)
-            if name not in changed:
-                yield int.from_bytes(name[1:], "big"), data
-        while upcoming is not None:
-            yield int.from_bytes(upcoming[0][1:], "big"), upcoming[1]
-            upcoming = next(pending, None)
-
-    def _changed_rows(self) -> list[tuple[bytes, bytes]]:
-        """(database key, row) of every row that differs from the disk, sorted."""
-        slots = self._slab.dirty_slots()
-        spilled_keys, spilled_rows = self._spill.all()
-        keys = np.concatenate([self._slab.keys(slots), spilled_keys])
-        rows = np.concatenate([self._slab.rows(slots), spilled_rows])
-        order = np.argsort(keys)
-        values = rows[order].view(f"V{self._form.bytes}").ravel().tolist()
-        return list(zip(row_names(keys[order]), values, strict=True))
 
     # -- durable state ------------------------------------------------------------------------
 
@@ -366,16 +262,17 @@ class EmbeddingStore:
         Any failure poisons the store (StorePoisoned, now and from now on).
         """
         self._refuse_if_unusable()
-        rows, state = self._changed_rows(), self._state.writes()
-        record = next_record(self._record, rows, state, self._created_since_commit)
-        closing: list[Write] = [(COMMIT_NAME, record.encode())]
-        self._or_poison(lambda: self._rocks.write([*closing, *rows, *state]))
-        self._slab.committed()
-        self._spill.committed()
-        self._state.committed()
-        self._created_since_commit = 0
-        self._counts["committed"] += len(rows)
-        self._record = record
+        rows, state = self._tiers.changed_rows(), self._state.writes()
+        record = next_record(self._record, rows, state, self._tiers.created_since_commit)
+
+        def write() -> None:
+            self._rocks.write([(COMMIT_NAME, record.encode()), *rows, *state])
+            self._tiers.committed()
+            self._state.committed()
+            self._rows_committed += len(rows)
+            self._record = record
+
+        self._or_poison(write)
         return record.id
 
     def checkpoint(self, target: Path) -> None:
@@ -409,23 +306,22 @@ class EmbeddingStore:
         return verify_rows(self._rocks, self._form)
 
     def stats(self) -> StoreStats:
-        dirty = len(self._slab.dirty_slots()) + len(self._spill)
-        counts = self._counts
+        slab, spill, counts = self._tiers.slab, self._tiers.spill, self._tiers.counts
         return StoreStats(
-            rows_total=self._record.rows_total + self._created_since_commit,
-            rows_hot=self._slab.used,
-            rows_spilled=len(self._spill),
-            rows_dirty=dirty,
-            cache_rows_max=self._slab.capacity,
+            rows_total=self._record.rows_total + self._tiers.created_since_commit,
+            rows_hot=slab.used,
+            rows_spilled=len(spill),
+            rows_dirty=len(slab.dirty_slots()) + len(spill),
+            cache_rows_max=slab.capacity,
             row_bytes=self._form.bytes,
             commit_id=self._record.id,
-            lookups_hot=counts["hot"],
-            lookups_spilled=counts["spilled"],
-            lookups_cold=counts["cold"],
-            rows_created=counts["created"],
-            rows_evicted=counts["evicted"],
-            gradients_not_finite=counts["not_finite"],
-            rows_committed=counts["committed"],
+            lookups_hot=counts.hot,
+            lookups_spilled=counts.spilled,
+            lookups_cold=counts.cold,
+            rows_created=counts.created,
+            rows_evicted=counts.evicted,
+            gradients_not_finite=self._gradients_not_finite,
+            rows_committed=self._rows_committed,
         )
 
     def close(self) -> None:
@@ -441,25 +337,20 @@ class EmbeddingStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _or_poison(self, write: Callable[[], T]) -> T:
+    def _or_poison(self, write: Callable[[], None]) -> None:
         try:
-            return write()
-        except (StoreError, OSError) as error:
-            self._poison = str(error)
-            raise StorePoisoned(self._poison) from error
+            write()
+        except BaseException as error:
+            self._poison = str(error) or type(error).__name__
+            if isinstance(error, StoreError | OSError):
+                raise StorePoisoned(self._poison) from error
+            raise  # an interrupt: nobody knows how far it came
 
     def _refuse_if_unusable(self) -> None:
         if self._poison is not None:
             raise StorePoisoned(self._poison)
         if self._closed:
             raise StoreMisuse(f"the store is closed: path=`{self.path}`")
-
-    def _refuse_if_stale(self, lookup: Lookup) -> None:
-        if lookup.batch < self._batch - OLDEST_LOOKUP:
-            raise StoreMisuse(
-                f"a lookup older than the previous one, its rows may have moved: "
-                f"lookup=`{lookup.batch}` newest=`{self._batch}`"
-            )
 
 
 def _checked(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
