@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 
 from confluent_kafka import KafkaError, KafkaException
@@ -13,13 +12,12 @@ from confluent_kafka.cimpl import NewTopic
 
 from settings.config import Config
 from topics.client import client_settings
-from topics.errors import TopicMismatch, TopicUnavailable, kafka_errors, topic_error
+from topics.errors import TopicMismatch, kafka_errors, topic_error
 from topics.names import ALL_TOPICS, partition_count, topic_settings
+from topics.scan import end_offsets
 
-_TIMEOUT_SECONDS = 30.0
 
-
-def ensure_topics(config: Config, bootstrap: str) -> None:
+def ensure_topics(config: Config, bootstrap: str, *, timeout_seconds: float = 30.0) -> None:
     """Create what is missing and check the rest; safe to call from every process at its start.
 
     Returns when every topic has a leader for every partition. Raises TopicMismatch naming each
@@ -30,15 +28,18 @@ def ensure_topics(config: Config, bootstrap: str) -> None:
     del settings["allow.auto.create.topics"]
     admin = AdminClient(settings)
     with kafka_errors(f"listing the topics of {bootstrap}"):
-        existing = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
-    _create(admin, config, [name for name in ALL_TOPICS if config.topic(name) not in existing])
-    _wait_for_leaders(admin, config)
-    differences = list(_differences(admin, config))
+        existing = admin.list_topics(timeout=timeout_seconds).topics
+    missing = [name for name in ALL_TOPICS if config.topic(name) not in existing]
+    _create(admin, config, missing, timeout_seconds)
+    if missing:
+        # A topic that was just made has a leader before the leader knows: ask until it answers.
+        end_offsets(config, bootstrap, ALL_TOPICS)
+    differences = list(_differences(admin, config, timeout_seconds))
     if differences:
         raise TopicMismatch("topics differ from the config: " + "; ".join(differences))
 
 
-def _create(admin: AdminClient, config: Config, names: list[str]) -> None:
+def _create(admin: AdminClient, config: Config, names: list[str], timeout_seconds: float) -> None:
     if not names:
         return
     topics = [
@@ -50,7 +51,7 @@ def _create(admin: AdminClient, config: Config, names: list[str]) -> None:
         )
         for name in names
     ]
-    futures = admin.create_topics(topics, operation_timeout=_TIMEOUT_SECONDS)
+    futures = admin.create_topics(topics, operation_timeout=timeout_seconds)
     for topic, future in futures.items():
         try:
             future.result()
@@ -60,35 +61,14 @@ def _create(admin: AdminClient, config: Config, names: list[str]) -> None:
                 raise topic_error(error, f"creating topic {topic}") from error
 
 
-def _wait_for_leaders(admin: AdminClient, config: Config) -> None:
-    deadline = time.monotonic() + _TIMEOUT_SECONDS
-    while True:
-        with kafka_errors("listing topics"):
-            found = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
-        missing = [
-            name
-            for name in map(config.topic, ALL_TOPICS)
-            if name not in found
-            or not found[name].partitions
-            or any(p.leader < 0 for p in found[name].partitions.values())
-        ]
-        if not missing:
-            return
-        if time.monotonic() > deadline:
-            raise TopicUnavailable(
-                f"no leader within {_TIMEOUT_SECONDS:.0f} s for: {', '.join(missing)}"
-            )
-        time.sleep(0.05)
-
-
-def _differences(admin: AdminClient, config: Config) -> Iterator[str]:
+def _differences(admin: AdminClient, config: Config, timeout_seconds: float) -> Iterator[str]:
     with kafka_errors("listing topics"):
-        found = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
+        found = admin.list_topics(timeout=timeout_seconds).topics
     resources = [ConfigResource(ResourceType.TOPIC, config.topic(name)) for name in ALL_TOPICS]
     described = {
         resource.name: future
         for resource, future in admin.describe_configs(
-            resources, request_timeout=_TIMEOUT_SECONDS
+            resources, request_timeout=timeout_seconds
         ).items()
     }
     for name in ALL_TOPICS:

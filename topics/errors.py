@@ -95,6 +95,11 @@ _UNAVAILABLE = (
     KafkaError._RESOLVE,
     KafkaError._QUEUE_FULL,
     KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR,
 )
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from settings.config import Config
 from topics.client import consumer_settings
@@ -110,9 +111,15 @@ def _read(
                 del ends[at]
 
 
+@retry(
+    retry=retry_if_exception_type(TopicUnavailable),
+    stop=stop_after_delay(_STALL_SECONDS),
+    wait=wait_fixed(0.1),
+    reraise=True,
+)
 def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     with kafka_errors(f"asking for the end of {topic} partition {partition}"):
-        found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=30)
+        found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
     if found is None:
-        raise TopicUnavailable(f"no answer for the end of {topic} partition {partition} in 30 s")
+        raise TopicUnavailable(f"no answer for the end of {topic} partition {partition}")
     return found
