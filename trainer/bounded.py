@@ -1,0 +1,61 @@
+"""Train over a file of samples: the loop of the stream, with nothing to publish."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from embedding_store.store import EmbeddingStore
+from settings.config import Config
+from trainer.loop import Loop
+from trainer.models.build import check_model_name
+from trainer.source import FileSource
+from trainer.step import row_layout
+
+
+def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, Any]:
+    """Predict, then learn, every sample of the file once; returns the report.
+
+    With `store` None the rows live in a temporary directory; with a directory, a run that was cut
+    off continues where its last commit is. Keys of the report: progressive {task: {auc, gauc, ne,
+    pcoc, samples, positives}}, progressive_by_domain, progressive_by_window (window's start in
+    event ms), samples {state: n}, samples_per_second, rows_by_slot, rows, steps, rejected.
+    Raises OSError, TrainerError, StoreError, ConfigError.
+    """
+    if store is None:
+        with tempfile.TemporaryDirectory(prefix="headwater-train-") as folder:
+            return run_bounded(samples, config, Path(folder))
+    check_model_name(config.model.name)
+    with EmbeddingStore.open(
+        store,
+        row_layout(config),
+        cache_rows_max=config.store.cache_rows_max,
+        owner="headwater train",
+    ) as opened:
+        loop = Loop(config, opened, sink=None)
+        before = sum(loop.progress.samples.values())
+        source = FileSource(samples, loop.progress.offsets)
+        started = time.perf_counter()
+        try:
+            loop.run(source)
+        finally:
+            source.close()
+        seconds = time.perf_counter() - started
+        progress, report = loop.progress, loop.evaluation.report()
+        return {
+            "model": config.model.name,
+            "device": config.trainer.device,
+            "progressive": report["overall"],
+            "progressive_by_domain": report["by_domain"],
+            "progressive_by_window": report["by_window"],
+            "samples": dict(sorted(progress.samples.items())),
+            "samples_per_second": (sum(progress.samples.values()) - before) / seconds,
+            "seconds": seconds,
+            "steps": progress.step,
+            "rows": opened.stats().rows_total,
+            "rows_by_slot": dict(sorted(progress.rows_created.items())),
+            "rejected": progress.rejected,
+            "unseen_finals": progress.unseen_finals,
+        }

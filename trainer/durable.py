@@ -1,0 +1,136 @@
+"""The trainer's own state as records of the store (space `trainer`): safetensors and JSON.
+
+dense      weights and Adam's moments, safetensors
+rng        torch's generator
+moments    numeric slots' running moments, one after another in order of side
+progress   step, version, times, source offsets, counts (JSON)
+shape      what the weights were made for (JSON); another one is refused at start
+"""
+
+from __future__ import annotations
+
+import msgspec
+import torch
+from safetensors.torch import load, save
+
+from embedding_store.store import EmbeddingStore
+from settings.config import Config
+from trainer.errors import StateMismatch
+from trainer.slots import SIDES, Plan
+from trainer.step import Learner
+
+SPACE = "trainer"
+NEVER = -1
+
+
+class Progress(msgspec.Struct):
+    """How far the trainer is. Times are Unix milliseconds of events, never of this machine."""
+
+    step: int = 0
+    """Batches learnt from."""
+    version: int = 0
+    """Newest version cut; 0 = none."""
+    commits_since_version: int = 0
+    now_ms: int = NEVER
+    """Newest event time learnt from: the clock of rows' last_touched."""
+    produced_ms: int = NEVER
+    """Newest produce time learnt from."""
+    watermark_ms: int = NEVER
+    offsets: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
+    """Topic (without prefix) -> partition -> offset of the next sample."""
+    samples: dict[str, int] = msgspec.field(default_factory=dict)
+    """State -> samples consumed."""
+    rejected: int = 0
+    """Records of the source that were not samples."""
+    unseen_finals: int = 0
+    """Finals under policy `correct` whose early sample this store never saw."""
+    rows_created: dict[str, int] = msgspec.field(default_factory=dict)
+    """Slot -> rows created."""
+
+
+def stage_state(store: EmbeddingStore, learner: Learner, progress: Progress) -> None:
+    """Stage everything above for the next commit. Equal states give equal bytes."""
+    tensors = {f"weight.{name}": p.detach() for name, p in learner.model.named_parameters()}
+    for name, parameter in learner.model.named_parameters():
+        for moment, value in learner.adam.state.get(parameter, {}).items():
+            tensors[f"adam.{moment}.{name}"] = torch.as_tensor(value)
+    store.put(SPACE, b"dense", save({k: v.cpu().contiguous() for k, v in tensors.items()}))
+    store.put(SPACE, b"rng", torch.get_rng_state().numpy().tobytes())
+    store.put(SPACE, b"moments", b"".join(learner.moments[side].dump() for side in SIDES))
+    store.put(SPACE, b"progress", _progress_bytes(progress))
+
+
+def _progress_bytes(progress: Progress) -> bytes:
+    """Sorted throughout: in which order things were first met must not show."""
+    ordered = msgspec.structs.replace(
+        progress,
+        offsets={t: dict(sorted(o.items())) for t, o in sorted(progress.offsets.items())},
+        samples=dict(sorted(progress.samples.items())),
+        rows_created=dict(sorted(progress.rows_created.items())),
+    )
+    return msgspec.json.encode(ordered)
+
+
+def recover_state(store: EmbeddingStore, learner: Learner, plan: Plan, config: Config) -> Progress:
+    """Put the last commit's state into `learner`; the progress of an empty store is all zero.
+
+    Raises StateMismatch if the store was written for another model, other slots or other kinds.
+    """
+    shape = _shape(plan, config)
+    stored_shape = store.get(SPACE, b"shape")
+    if stored_shape is None:
+        store.put(SPACE, b"shape", msgspec.json.encode(shape, order="sorted"))
+        return Progress()
+    _check_shape(msgspec.json.decode(stored_shape), shape)
+    raw = {name: store.get(SPACE, name) for name in (b"dense", b"rng", b"moments", b"progress")}
+    if raw[b"progress"] is None:
+        return Progress()
+    dense, rng, moments = raw[b"dense"], raw[b"rng"], raw[b"moments"]
+    assert dense is not None and rng is not None and moments is not None
+    _restore_dense(learner, load(dense))
+    torch.set_rng_state(torch.frombuffer(bytearray(rng), dtype=torch.uint8))
+    for side in SIDES:
+        size = len(learner.moments[side].dump())
+        learner.moments[side].restore(moments[:size])
+        moments = moments[size:]
+    return msgspec.json.decode(raw[b"progress"], type=Progress)
+
+
+def _restore_dense(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in learner.model.named_parameters():
+            parameter.copy_(tensors[f"weight.{name}"])
+            state = {
+                key.split(".", 2)[1]: value
+                for key, value in tensors.items()
+                if key.startswith("adam.") and key.split(".", 2)[2] == name
+            }
+            if state:
+                # Fresh memory of torch's own, aligned as at the first run: see `to_device`.
+                learner.adam.state[parameter] = {
+                    moment: torch.empty_like(value, device=learner.device).copy_(value)
+                    for moment, value in state.items()
+                }
+
+
+def _shape(plan: Plan, config: Config) -> dict[str, object]:
+    return {
+        "model": config.model.model_dump(mode="json", exclude={"delayed_feedback"}),
+        "slots": {
+            slot.name: {"side": slot.side, "type": slot.type, "dim": slot.dim}
+            for slot in plan.slots
+        },
+        "kinds": list(plan.tasks),
+        "domains": list(plan.domains),
+    }
+
+
+def _check_shape(stored: dict[str, object], asked: dict[str, object]) -> None:
+    differing = [name for name in asked if stored.get(name) != asked[name]]
+    if differing:
+        details = "; ".join(
+            f"{name}: stored `{msgspec.json.encode(stored.get(name)).decode()}`, "
+            f"config `{msgspec.json.encode(asked[name]).decode()}`"
+            for name in differing
+        )
+        raise StateMismatch(f"the store was trained for another model: {details}")

@@ -1,0 +1,272 @@
+"""Progressive validation: an impression counts once, predicted at first sight, scored at `final`.
+
+The prediction waits in the store (space `pending`) until the label is final. Scores go into sums
+per task, domain and window of event time that can be added up (space `evaluation`), and per user
+into the newest scored impressions (space `scored`), from which grouped AUC is computed exactly.
+All of it is staged in the store and becomes durable with the commit that holds the learning.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding_store.store import EmbeddingStore
+from trainer.auc import BINS, Counts, bin_of, binned_auc, grouped_auc
+from trainer.batch import F32, I64
+
+WINDOW_MS = 3_600_000
+"""Width of an evaluation window in event time."""
+ALL_TIME = -1
+OTHER = "other"
+SCORED_PER_USER_MAX = 256
+"""Newest scored impressions kept per user for grouped AUC: bounds a robot's record."""
+_HEAD = struct.Struct("<qqddI")
+_SEPARATOR = "\x1f"
+
+CellKey = tuple[str, str, int]
+"""(task, domain, window); the window is its number or ALL_TIME."""
+
+
+@dataclass(slots=True)
+class Sums:
+    """What can be added up of scored predictions."""
+
+    samples: int = 0
+    positives: int = 0
+    predicted: float = 0.0
+    """Sum of p."""
+    logloss: float = 0.0
+    histogram: Counts = field(default_factory=lambda: np.zeros((2, BINS), np.int64))
+    """[negatives, positives] by bin of the logit."""
+
+    def add(self, logits: npt.NDArray[np.float64], labels: npt.NDArray[np.bool_]) -> None:
+        """Score [n] predictions."""
+        self.samples += logits.size
+        self.positives += int(labels.sum())
+        self.predicted += float((1.0 / (1.0 + np.exp(-logits))).sum())
+        self.logloss += float((np.logaddexp(0.0, logits) - labels * logits).sum())
+        bins = bin_of(logits)
+        self.histogram[0] += np.bincount(bins[~labels], minlength=BINS)
+        self.histogram[1] += np.bincount(bins[labels], minlength=BINS)
+
+    def merge(self, other: Sums) -> None:
+        """Add another's sums to this one."""
+        self.samples += other.samples
+        self.positives += other.positives
+        self.predicted += other.predicted
+        self.logloss += other.logloss
+        self.histogram += other.histogram
+
+    def report(self) -> dict[str, float | int | None]:
+        """auc, ne, pcoc, samples, positives; None where undefined (one class only, no positive)."""
+        rate = self.positives / self.samples if self.samples else 0.0
+        entropy = -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate)) if 0 < rate < 1 else 0.0
+        return {
+            "auc": binned_auc(self.histogram[1], self.histogram[0]),
+            "ne": self.logloss / self.samples / entropy if entropy else None,
+            "pcoc": self.predicted / self.positives if self.positives else None,
+            "samples": self.samples,
+            "positives": self.positives,
+        }
+
+    def dump(self) -> bytes:
+        """Little-endian head, then (bin u16, negatives u32, positives u32) of bins in use."""
+        used = np.flatnonzero(self.histogram.any(0))
+        head = _HEAD.pack(
+            self.samples, self.positives, self.predicted, self.logloss, int(used.size)
+        )
+        counts = self.histogram[:, used].astype("<u4")
+        return head + used.astype("<u2").tobytes() + counts.tobytes()
+
+    @staticmethod
+    def load(raw: bytes) -> Sums:
+        """Inverse of `dump`."""
+        samples, positives, predicted, logloss, used = _HEAD.unpack_from(raw)
+        sums = Sums(samples, positives, predicted, logloss)
+        bins = np.frombuffer(raw, "<u2", used, _HEAD.size)
+        counts = np.frombuffer(raw, "<u4", 2 * used, _HEAD.size + 2 * used)
+        sums.histogram[:, bins] = counts.reshape(2, used)
+        return sums
+
+
+class Evaluation:
+    """Pending predictions and mergeable sums over one store."""
+
+    def __init__(self, store: EmbeddingStore, tasks: tuple[str, ...], domains: tuple[str, ...]):
+        self._store = store
+        self._tasks = tasks
+        self._domains = (OTHER, *domains)
+        self._cells: dict[CellKey, Sums] = {}
+        self._changed: set[CellKey] = set()
+        self._entries: dict[str, list[bytes]] = {}
+        self._entry = np.dtype(
+            [
+                ("window", "<i8"),
+                ("domain", "<u2"),
+                ("mask", "u1", (len(tasks),)),
+                ("label", "u1", (len(tasks),)),
+                ("logit", "<f4", (len(tasks),)),
+            ]
+        )
+
+    def pending(self, impression_ids: Sequence[str]) -> list[bool]:
+        """Which impressions were predicted before and wait for their final labels."""
+        keys = [id_.encode() for id_ in impression_ids]
+        return [raw is not None for raw in self._store.get_many("pending", keys)]
+
+    def remember(self, impression_id: str, logits: F32) -> None:
+        """Keep the prediction [T] made at first sight until `score`."""
+        self._store.put("pending", impression_id.encode(), logits.astype("<f4").tobytes())
+
+    def recall(self, impression_id: str) -> F32:
+        """Take back and drop the prediction [T] of an impression whose final labels are here."""
+        key = impression_id.encode()
+        raw = self._store.get("pending", key)
+        assert raw is not None, "scored an impression that was never predicted"
+        self._store.delete("pending", key)
+        return np.frombuffer(raw, "<f4")
+
+    def score(
+        self,
+        logits: F32,
+        labels: F32,
+        *,
+        mask: F32,
+        domain: I64,
+        event_ms: I64,
+        users: Iterable[str],
+    ) -> None:
+        """Score n predictions [n, T] against final labels [n, T] where mask is 1; [n] each else."""
+        window = event_ms // WINDOW_MS
+        places = np.unique(np.stack([domain, window], 1), axis=0)
+        for d, w in places.tolist():
+            here = (domain == d) & (window == w)
+            for t, task in enumerate(self._tasks):
+                rows = here & (mask[:, t] > 0)
+                if rows.any():
+                    z, y = logits[rows, t].astype(np.float64), labels[rows, t] > 0
+                    self._cell((task, self._domains[d], w)).add(z, y)
+                    self._cell((task, self._domains[d], ALL_TIME)).add(z, y)
+        entries = np.empty(logits.shape[0], self._entry)
+        entries["window"], entries["domain"] = window, domain
+        entries["mask"], entries["label"], entries["logit"] = mask, labels, logits
+        size, raw = self._entry.itemsize, entries.tobytes()
+        for i, user in enumerate(users):
+            self._entries.setdefault(user, []).append(raw[i * size : (i + 1) * size])
+
+    def stage(self) -> None:
+        """Stage what changed since the last commit in the store."""
+        for key in sorted(self._changed):
+            name = _SEPARATOR.join((key[0], key[1], str(key[2])))
+            self._store.put("evaluation", name.encode(), self._cells[key].dump())
+        kept = -SCORED_PER_USER_MAX * self._entry.itemsize
+        for user, entries in self._entries.items():
+            key_bytes = user.encode()
+            before = self._store.get("scored", key_bytes) or b""
+            self._store.put("scored", key_bytes, (before + b"".join(entries))[kept:])
+        # Windows that event time has left behind would pile up in memory; the totals stay.
+        self._cells = {
+            k: v for k, v in self._cells.items() if k in self._changed or k[2] == ALL_TIME
+        }
+        self._changed = set()
+        self._entries = {}
+
+    def totals(self) -> dict[str, dict[str, float | int | None]]:
+        """task -> auc, ne, pcoc, samples, positives over everything scored so far."""
+        return {
+            task: self._merged(
+                self._cell((task, d, ALL_TIME), change=False) for d in self._domains
+            ).report()
+            for task in self._tasks
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The whole report: `overall`, `by_domain` and `by_window`, each {task: {...}} with gauc.
+
+        Reads every stored window and user: for the end of a run, not for each commit. What is not
+        staged yet is not in it.
+        """
+        cells = dict(self._stored())
+        entries, users = self._scored()
+        domains = sorted({d for _, d, _ in cells})
+        windows = sorted({w for _, _, w in cells if w != ALL_TIME})
+        every = np.ones(len(entries), bool)
+        return {
+            "overall": self._section(cells, lambda _d, w: w == ALL_TIME, entries, users, every),
+            "by_domain": {
+                name: self._section(
+                    cells,
+                    lambda d, w, name=name: d == name and w == ALL_TIME,
+                    entries,
+                    users,
+                    entries["domain"] == self._domains.index(name),
+                )
+                for name in domains
+            },
+            "by_window": {
+                str(number * WINDOW_MS): self._section(
+                    cells,
+                    lambda _d, w, number=number: w == number,
+                    entries,
+                    users,
+                    entries["window"] == number,
+                )
+                for number in windows
+            },
+        }
+
+    def _section(
+        self,
+        cells: dict[CellKey, Sums],
+        wanted: Any,
+        entries: npt.NDArray[Any],
+        users: I64,
+        rows: npt.NDArray[np.bool_],
+    ) -> dict[str, dict[str, float | int | None]]:
+        section: dict[str, dict[str, float | int | None]] = {}
+        for t, task in enumerate(self._tasks):
+            sums = self._merged(
+                cells[key] for key in sorted(cells) if key[0] == task and wanted(key[1], key[2])
+            )
+            at = rows & (entries["mask"][:, t] > 0)
+            gauc = grouped_auc(users[at], entries["logit"][at, t], entries["label"][at, t] > 0)
+            section[task] = {**sums.report(), "gauc": gauc}
+        return section
+
+    @staticmethod
+    def _merged(parts: Iterable[Sums]) -> Sums:
+        merged = Sums()
+        for part in parts:
+            merged.merge(part)
+        return merged
+
+    def _cell(self, key: CellKey, *, change: bool = True) -> Sums:
+        sums = self._cells.get(key)
+        if sums is None:
+            raw = self._store.get(
+                "evaluation", _SEPARATOR.join((key[0], key[1], str(key[2]))).encode()
+            )
+            sums = self._cells[key] = Sums.load(raw) if raw else Sums()
+        if change:
+            self._changed.add(key)
+        return sums
+
+    def _stored(self) -> Iterator[tuple[CellKey, Sums]]:
+        for key, raw in self._store.scan("evaluation"):
+            task, domain, window = key.decode().split(_SEPARATOR)
+            yield (task, domain, int(window)), Sums.load(raw)
+
+    def _scored(self) -> tuple[npt.NDArray[Any], I64]:
+        """Every kept entry and the number of its user."""
+        raws = [raw for _, raw in self._store.scan("scored")]
+        size = self._entry.itemsize
+        lengths = np.asarray([len(raw) // size for raw in raws], np.int64)
+        users = np.repeat(np.arange(lengths.size), lengths)
+        return np.frombuffer(b"".join(raws), self._entry), users

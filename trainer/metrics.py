@@ -1,0 +1,104 @@
+"""The trainer's numbers for Prometheus. Never a user or an item as a label."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from embedding_store.store import EmbeddingStore
+from topics.names import Kind
+
+_SECONDS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    1.5,
+    2,
+    2.5,
+    3,
+    4,
+    5,
+    7.5,
+    10,
+    30,
+    60,
+)
+
+STAGE = Histogram(
+    "headwater_stage_latency_seconds",
+    "Wall time of one stage: queue = from the join's emission to the trainer, train = one batch, "
+    "commit, publish",
+    ["stage"],
+    buckets=_SECONDS,
+)
+FRESHNESS = Histogram(
+    "headwater_representation_freshness_seconds",
+    "From the produce time of the newest event in a vector to its transaction's commit",
+    ["kind"],
+    buckets=_SECONDS,
+)
+SAMPLES = Counter("headwater_trainer_samples", "Samples consumed", ["state"])
+REJECTED = Counter("headwater_trainer_rejected", "Records of the source that are not samples")
+SLOT_VALUES_REJECTED = Counter(
+    "headwater_slot_values_rejected", "Values taken as missing", ["slot", "reason"]
+)
+STEPS = Counter("headwater_trainer_steps", "Batches learnt from")
+VERSIONS = Counter("headwater_versions_published", "Versions published")
+VECTORS = Counter("headwater_vectors_published", "Vectors published", ["kind"])
+VERSION = Gauge("headwater_version", "Newest version published")
+LAST_EVENT = Gauge("headwater_last_event_timestamp_seconds", "Newest event time learnt from")
+LAST_PUBLISH = Gauge("headwater_last_publish_timestamp_seconds", "Wall time of the last version")
+NE = Gauge("headwater_progressive_ne", "Progressive normalised entropy", ["task"])
+AUC = Gauge("headwater_progressive_auc", "Progressive AUC", ["task"])
+PCOC = Gauge("headwater_progressive_pcoc", "Predicted over observed conversions", ["task"])
+SCORED = Gauge("headwater_progressive_samples", "Impressions scored", ["task"])
+POSITIVES = Gauge("headwater_progressive_positives", "Scored impressions that converted", ["task"])
+ROWS = Gauge("headwater_store_rows", "Embedding rows", ["tier"])
+ADMITTED = Gauge("headwater_store_rows_admitted", "Rows created since the process started")
+EVICTED = Gauge("headwater_store_rows_evicted", "Rows moved from the slab to the disk since then")
+COMMIT = Histogram("headwater_commit_seconds", "Duration of the store's commit", buckets=_SECONDS)
+
+
+def observe_store(store: EmbeddingStore) -> None:
+    """Rows by tier and what moved between them."""
+    stats = store.stats()
+    ROWS.labels("hot").set(stats.rows_hot)
+    ROWS.labels("cold").set(stats.rows_total - stats.rows_hot - stats.rows_spilled)
+    ROWS.labels("spilled").set(stats.rows_spilled)
+    ADMITTED.set(stats.rows_created)
+    EVICTED.set(stats.rows_evicted)
+
+
+def observe_progressive(totals: Mapping[str, Mapping[str, float | int | None]]) -> None:
+    """Metrics per task over everything scored so far; undefined ones are NaN."""
+    for task, report in totals.items():
+        for gauge, name in (
+            (NE, "ne"),
+            (AUC, "auc"),
+            (PCOC, "pcoc"),
+            (SCORED, "samples"),
+            (POSITIVES, "positives"),
+        ):
+            value = report[name]
+            gauge.labels(task).set(float("nan") if value is None else value)
+
+
+def observe_published(version: int, produced_ms: Mapping[Kind, Sequence[int]]) -> None:
+    """A version was committed just now; `produced_ms` of its vectors that got newer."""
+    now = time.time()
+    VERSIONS.inc()
+    VERSION.set(version)
+    LAST_PUBLISH.set(now)
+    for kind, times in produced_ms.items():
+        VECTORS.labels(kind).inc(len(times))
+        observe = FRESHNESS.labels(kind).observe
+        for produced in times:
+            observe(max(0.0, now - produced / 1000))
