@@ -1,0 +1,308 @@
+package dev.headwater.join;
+
+import java.nio.charset.StandardCharsets;
+import java.util.EnumSet;
+import java.util.LinkedHashMap;
+import java.util.Locale;
+import java.util.Map;
+import org.apache.flink.table.api.DataTypes;
+import org.apache.flink.table.api.dataview.MapView;
+import org.apache.flink.table.catalog.DataTypeFactory;
+import org.apache.flink.table.data.GenericMapData;
+import org.apache.flink.table.data.GenericRowData;
+import org.apache.flink.table.data.RowData;
+import org.apache.flink.table.data.StringData;
+import org.apache.flink.table.functions.FunctionContext;
+import org.apache.flink.table.functions.ProcessTableFunction;
+import org.apache.flink.table.types.DataType;
+import org.apache.flink.table.types.inference.StateTypeStrategy;
+import org.apache.flink.table.types.inference.StaticArgument;
+import org.apache.flink.table.types.inference.StaticArgumentTrait;
+import org.apache.flink.table.types.inference.TypeInference;
+import org.apache.flink.table.types.inference.TypeStrategies;
+
+/**
+ * The join as one keyed operator: a thin shell that gives {@link PairJoin} its state, the watermark
+ * and a timer, and turns its verdicts into rows (topic, key, value, headers) of one Kafka sink.
+ *
+ * <p>It takes no {@code on_time}: Flink 2.3 fires timers and gives the watermark without it, and the
+ * input's rowtime column is then free to be null for events that must not move the watermark.
+ */
+public final class AttributionJoin extends ProcessTableFunction<RowData> {
+  private static final long serialVersionUID = 1L;
+  private static final int STREAM = 0;
+  private static final int KEY = 1;
+  private static final int ID = 2;
+  private static final int USER = 3;
+  private static final int ITEM = 4;
+  private static final int EVENT_MS = 5;
+  private static final int KIND = 6;
+  private static final int NAMED = 7;
+  private static final int VALUE = 8;
+  private static final int PAYLOAD = 9;
+  private static final int ERROR = 10;
+  private static final int PARTITION = 11;
+  private static final int OFFSET = 12;
+  private static final int PRODUCED_MS = 13;
+  private static final int CLOCK_MS = 14;
+
+  private static final DataType INPUT =
+      DataTypes.ROW(
+          DataTypes.FIELD("stream", DataTypes.INT()),
+          DataTypes.FIELD("k", DataTypes.BYTES()),
+          DataTypes.FIELD("id", DataTypes.STRING()),
+          DataTypes.FIELD("user_id", DataTypes.STRING()),
+          DataTypes.FIELD("item_id", DataTypes.STRING()),
+          DataTypes.FIELD("event_ms", DataTypes.BIGINT()),
+          DataTypes.FIELD("kind", DataTypes.STRING()),
+          DataTypes.FIELD("named", DataTypes.STRING()),
+          DataTypes.FIELD("amount", DataTypes.DOUBLE()),
+          DataTypes.FIELD("payload", DataTypes.BYTES()),
+          DataTypes.FIELD("error", DataTypes.STRING()),
+          DataTypes.FIELD("source_partition", DataTypes.INT()),
+          DataTypes.FIELD("source_offset", DataTypes.BIGINT()),
+          DataTypes.FIELD("produced", DataTypes.TIMESTAMP_LTZ(3)),
+          DataTypes.FIELD("clock_ms", DataTypes.BIGINT()));
+  private static final DataType OUTPUT =
+      DataTypes.ROW(
+          DataTypes.FIELD("topic", DataTypes.STRING()),
+          DataTypes.FIELD("k", DataTypes.BYTES()),
+          DataTypes.FIELD("v", DataTypes.BYTES()),
+          DataTypes.FIELD("headers", DataTypes.MAP(DataTypes.STRING(), DataTypes.BYTES())));
+
+  /** The keyed state of a pair: see {@link PairCodec}. */
+  public static final class Memory {
+    public byte[] pair;
+  }
+
+  private transient JoinMetrics metrics;
+  private transient PairJoin join;
+  private transient PairCodec codec;
+  private transient RowOutput output;
+  private transient long futureBoundMs;
+
+  /**
+   * The signature, said in code because annotations only know {@code Row}: rows stay in Flink's
+   * internal form on both sides, which saves a conversion of every field.
+   */
+  @Override
+  public TypeInference getTypeInference(DataTypeFactory types) {
+    LinkedHashMap<String, StateTypeStrategy> states = new LinkedHashMap<>();
+    states.put(
+        "memory",
+        StateTypeStrategy.of(
+            TypeStrategies.explicit(DataTypes.of(Memory.class).toDataType(types))));
+    states.put(
+        "payloads",
+        StateTypeStrategy.of(
+            TypeStrategies.explicit(
+                MapView.newMapViewDataType(DataTypes.BIGINT(), DataTypes.BYTES()))));
+    return TypeInference.newBuilder()
+        .staticArguments(
+            StaticArgument.table(
+                "in",
+                INPUT.bridgedTo(RowData.class),
+                false,
+                EnumSet.of(StaticArgumentTrait.SET_SEMANTIC_TABLE)))
+        .stateTypeStrategies(states)
+        .outputTypeStrategy(TypeStrategies.explicit(OUTPUT.bridgedTo(RowData.class)))
+        .build();
+  }
+
+  @Override
+  public void open(FunctionContext context) {
+    JoinSettings settings =
+        new JoinSettings(
+            JoinSettings.windows(context.getJobParameter("headwater.windows", "")),
+            context.getJobParameter("headwater.policy", "wait").equals("correct"),
+            Long.parseLong(context.getJobParameter("headwater.elapsed_ms", "0")),
+            Long.parseLong(context.getJobParameter("headwater.lateness_ms", "0")));
+    futureBoundMs = Long.parseLong(context.getJobParameter("headwater.future_bound_ms", "86400000"));
+    metrics = new JoinMetrics(context.getMetricGroup());
+    output = new RowOutput(context.getJobParameter("headwater.topic_prefix", "headwater"));
+    join = new PairJoin(settings, output);
+    codec = new PairCodec();
+  }
+
+  /** One row of either stream, in the column order of the constants above. */
+  public void eval(
+      Context context,
+      Memory memory,
+      MapView<Long, byte[]> payloads,
+      RowData in) {
+    TimeContext<Long> time = context.timeContext(Long.class);
+    Long watermark = time.currentWatermark();
+    long watermarkMs = watermark == null ? Long.MIN_VALUE : watermark;
+    output.begin(watermarkMs, payloads);
+    if (!in.isNullAt(ERROR)) {
+      undecodable(in, in.getString(ERROR).toString());
+    } else if (in.isNullAt(CLOCK_MS)) {
+      undecodable(
+          in,
+          "event_ms: expected at most " + futureBoundMs + " ms ahead of its partition's running"
+              + " event time and of the wall clock, got " + in.getLong(EVENT_MS));
+    } else {
+      PairState state = codec.decode(memory.pair);
+      join.onEvent(state, event(in), watermarkMs);
+      store(memory, state, time);
+    }
+  }
+
+  /** The watermark reached a time at which something of this pair is due. */
+  public void onTimer(OnTimerContext context, Memory memory, MapView<Long, byte[]> payloads) {
+    TimeContext<Long> time = context.timeContext(Long.class);
+    long watermarkMs = time.currentWatermark();
+    output.begin(watermarkMs, payloads);
+    PairState state = codec.decode(memory.pair);
+    join.onWatermark(state, watermarkMs);
+    store(memory, state, time);
+  }
+
+  private void store(Memory memory, PairState state, TimeContext<Long> time) {
+    metrics.watermark(output.watermarkMs);
+    if (state.isEmpty()) {
+      memory.pair = null;
+      return;
+    }
+    if (state.timerMs <= output.watermarkMs) {
+      state.timerMs = PairState.NO_TIMER; // it has fired, or is about to and will find nothing due
+    }
+    long dueMs = join.nextDueMs(state);
+    if (dueMs < state.timerMs) {
+      time.registerOnTime(dueMs);
+      state.timerMs = dueMs;
+    }
+    memory.pair = codec.encode(state);
+  }
+
+  private Event event(RowData in) {
+    long eventMs = in.getLong(EVENT_MS);
+    metrics.event(eventMs);
+    return new Event(
+        in.getInt(STREAM) == 1,
+        in.getString(ID).toString(),
+        in.getString(USER).toString(),
+        in.getString(ITEM).toString(),
+        eventMs,
+        in.isNullAt(KIND) ? null : in.getString(KIND).toString(),
+        in.isNullAt(NAMED) ? null : in.getString(NAMED).toString(),
+        in.isNullAt(VALUE) ? null : in.getDouble(VALUE),
+        in.getBinary(PAYLOAD),
+        in.getInt(PARTITION),
+        in.getLong(OFFSET),
+        in.getTimestamp(PRODUCED_MS, 3).getMillisecond());
+  }
+
+  private void undecodable(RowData in, String reason) {
+    JoinOutput.About about =
+        new JoinOutput.About(
+            in.getInt(STREAM) == 1,
+            in.getInt(PARTITION),
+            in.getLong(OFFSET),
+            in.isNullAt(EVENT_MS) ? -1 : in.getLong(EVENT_MS),
+            in.getTimestamp(PRODUCED_MS, 3).getMillisecond());
+    byte[] key = in.isNullAt(KEY) ? null : in.getBinary(KEY);
+    byte[] value = in.isNullAt(PAYLOAD) ? null : in.getBinary(PAYLOAD);
+    output.emit(JoinOutput.Topic.UNDECODABLE, key, value, about, reason);
+  }
+
+  /** Verdicts to rows; alive as long as the operator, pointed at one pair at a time. */
+  private final class RowOutput implements JoinOutput {
+    private static final StringData[] HEADERS = {
+      StringData.fromString("hw_stream"),
+      StringData.fromString("hw_partition"),
+      StringData.fromString("hw_offset"),
+      StringData.fromString("hw_watermark_ms"),
+      StringData.fromString("hw_event_ms"),
+      StringData.fromString("hw_produced_ms"),
+      StringData.fromString("hw_joined_ms")
+    };
+    private static final StringData REASON = StringData.fromString("hw_reason");
+    private static final byte[] IMPRESSIONS = ascii("impressions");
+    private static final byte[] CONVERSIONS = ascii("conversions");
+
+    private final StringData[] topics = new StringData[Topic.values().length];
+    private MapView<Long, byte[]> payloads;
+    private long watermarkMs;
+
+    RowOutput(String prefix) {
+      for (Topic topic : Topic.values()) {
+        topics[topic.ordinal()] =
+            StringData.fromString(prefix + "." + topic.name().toLowerCase(Locale.ROOT));
+      }
+    }
+
+    void begin(long operatorWatermarkMs, MapView<Long, byte[]> pairPayloads) {
+      watermarkMs = operatorWatermarkMs;
+      payloads = pairPayloads;
+    }
+
+    @Override
+    public void emit(Topic topic, byte[] key, byte[] value, About about, String reason) {
+      long joinedMs = System.currentTimeMillis();
+      Map<StringData, byte[]> headers = new LinkedHashMap<>(12);
+      headers.put(HEADERS[0], about.conversion() ? CONVERSIONS : IMPRESSIONS);
+      headers.put(HEADERS[1], ascii(about.partition()));
+      headers.put(HEADERS[2], ascii(about.offset()));
+      headers.put(HEADERS[3], ascii(watermarkMs == Long.MIN_VALUE ? -1 : watermarkMs));
+      headers.put(HEADERS[4], ascii(about.eventMs()));
+      headers.put(HEADERS[5], ascii(about.producedMs()));
+      headers.put(HEADERS[6], ascii(joinedMs));
+      if (reason != null) {
+        headers.put(REASON, ascii(reason));
+      }
+      metrics.emitted(topic, about, joinedMs);
+      collect(
+          GenericRowData.of(topics[topic.ordinal()], key, value, new GenericMapData(headers)));
+    }
+
+    @Override
+    public void countSampled() {
+      metrics.sampled();
+    }
+
+    @Override
+    public byte[] load(long number) {
+      try {
+        return payloads.get(number);
+      } catch (Exception failed) {
+        throw new IllegalStateException("join state: payload " + number + " not readable", failed);
+      }
+    }
+
+    @Override
+    public void keep(long number, byte[] payload) {
+      try {
+        payloads.put(number, payload);
+      } catch (Exception failed) {
+        throw new IllegalStateException("join state: payload " + number + " not kept", failed);
+      }
+    }
+
+    @Override
+    public void drop(long number) {
+      try {
+        payloads.remove(number);
+      } catch (Exception failed) {
+        throw new IllegalStateException("join state: payload " + number + " not dropped", failed);
+      }
+    }
+
+    private static byte[] ascii(long number) {
+      return Long.toString(number).getBytes(StandardCharsets.US_ASCII);
+    }
+
+    private static byte[] ascii(String text) {
+      StringBuilder out = new StringBuilder(text.length());
+      for (int i = 0; i < text.length(); i++) {
+        char c = text.charAt(i);
+        if (c >= 0x20 && c < 0x7f) {
+          out.append(c);
+        } else {
+          out.append(String.format("\\u%04x", (int) c));
+        }
+      }
+      return out.toString().getBytes(StandardCharsets.US_ASCII);
+    }
+  }
+}

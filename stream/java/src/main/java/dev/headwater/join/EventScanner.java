@@ -1,0 +1,188 @@
+package dev.headwater.join;
+
+import java.util.Set;
+
+/**
+ * Validates one event's bytes in one pass and keeps the few fields that the join needs. Features are
+ * checked for syntax and skipped: a new feature needs no change here and costs no copy.
+ *
+ * <p>Not thread-safe: one scanner per reader; its fields hold the last event scanned.
+ */
+final class EventScanner {
+  private static final String[] IMPRESSION_FIELDS = {
+    "impression_id", "user_id", "item_id", "event_ms", "domain", "features",
+    // the join writes these into the sample, so an impression must not bring its own
+    "produced_ms", "labels", "delays_ms", "values", "keep_rate", "state", "elapsed_ms", "revision"
+  };
+  private static final int IMPRESSION_REQUIRED = 6;
+  private static final String[] CONVERSION_FIELDS = {
+    "conversion_id", "user_id", "item_id", "event_ms", "kind", "impression_id", "value"
+  };
+  private static final int CONVERSION_REQUIRED = 5;
+
+  private final boolean conversions;
+  private final Set<String> kinds;
+  private final String[] fields;
+  private final int required;
+  private final JsonCursor cursor = new JsonCursor();
+
+  String id;
+  String userId;
+  String itemId;
+  long eventMs;
+  String kind;
+  String named;
+  Double value;
+
+  EventScanner(boolean conversions, Set<String> kinds) {
+    this.conversions = conversions;
+    this.kinds = kinds;
+    this.fields = conversions ? CONVERSION_FIELDS : IMPRESSION_FIELDS;
+    this.required = conversions ? CONVERSION_REQUIRED : IMPRESSION_REQUIRED;
+  }
+
+  /** Reads `bytes` into the fields; throws with the reason if it is no event of this stream. */
+  void scan(byte[] bytes) throws BadEvent {
+    id = null;
+    userId = null;
+    itemId = null;
+    eventMs = -1;
+    kind = null;
+    named = null;
+    value = null;
+    if (bytes == null) {
+      throw new BadEvent("json: expected an object, got no bytes");
+    }
+    cursor.reset(bytes);
+    if (cursor.peek() != '{') {
+      throw new BadEvent("json: expected an object, got " + cursor.here());
+    }
+    cursor.expect('{');
+    int seen = 0;
+    if (!cursor.consume('}')) {
+      do {
+        int field = readKey();
+        if (field >= 0) {
+          if ((seen & 1 << field) != 0) {
+            throw new BadEvent(fields[field] + ": expected once, got it twice");
+          }
+          seen |= 1 << field;
+          readField(field);
+        } else {
+          cursor.skipValue(1);
+        }
+      } while (cursor.consume(','));
+      cursor.expect('}');
+    }
+    cursor.end();
+    for (int field = 0; field < required; field++) {
+      if ((seen & 1 << field) == 0) {
+        throw new BadEvent(fields[field] + ": expected " + expected(field) + ", got no such field");
+      }
+    }
+  }
+
+  private int readKey() throws BadEvent {
+    int start = cursor.skipString();
+    int known = -1;
+    for (int field = 0; field < fields.length; field++) {
+      if (cursor.lastStringIs(start, fields[field])) {
+        known = field;
+        break;
+      }
+    }
+    cursor.expect(':');
+    return known;
+  }
+
+  private void readField(int field) throws BadEvent {
+    switch (field) {
+      case 0 -> id = identifier(field);
+      case 1 -> userId = identifier(field);
+      case 2 -> itemId = identifier(field);
+      case 3 -> eventMs = eventTime(field);
+      default -> {
+        if (conversions) {
+          readConversionField(field);
+        } else {
+          readImpressionField(field);
+        }
+      }
+    }
+  }
+
+  private void readImpressionField(int field) throws BadEvent {
+    if (field == 4 && cursor.peek() == '"') {
+      cursor.skipString();
+    } else if (field == 5 && cursor.peek() == '{') {
+      cursor.skipValue(1);
+    } else {
+      throw wrong(field);
+    }
+  }
+
+  private void readConversionField(int field) throws BadEvent {
+    int next = cursor.peek();
+    if (field == 4) {
+      if (next != '"') {
+        throw wrong(field);
+      }
+      kind = cursor.readString();
+      if (!kinds.contains(kind)) {
+        throw new BadEvent("kind: expected one of " + String.join(", ", kinds) + ", got " + kind);
+      }
+    } else if (next == 'n') {
+      cursor.skipWord("null");
+    } else if (field == 5) {
+      named = identifier(field);
+    } else if (next == '-' || (next >= '0' && next <= '9')) {
+      int start = cursor.position();
+      cursor.skipNumber();
+      value = Double.valueOf(cursor.text(start, cursor.position()));
+    } else {
+      throw wrong(field);
+    }
+  }
+
+  private String identifier(int field) throws BadEvent {
+    if (cursor.peek() != '"') {
+      throw wrong(field);
+    }
+    String text = cursor.readString();
+    if (text.isEmpty()) {
+      throw new BadEvent(fields[field] + ": expected " + expected(field) + ", got an empty one");
+    }
+    return text;
+  }
+
+  private long eventTime(int field) throws BadEvent {
+    int next = cursor.peek();
+    int start = cursor.position();
+    String shown = cursor.here();
+    if (next >= '0' && next <= '9' && cursor.skipNumber()) {
+      try {
+        return Long.parseLong(cursor.text(start, cursor.position()));
+      } catch (NumberFormatException tooLarge) {
+        shown = cursor.text(start, cursor.position());
+      }
+    }
+    throw new BadEvent(fields[field] + ": expected " + expected(field) + ", got " + shown);
+  }
+
+  private BadEvent wrong(int field) {
+    return new BadEvent(
+        fields[field] + ": expected " + expected(field) + ", got " + cursor.here());
+  }
+
+  private String expected(int field) {
+    return switch (fields[field]) {
+      case "event_ms" -> "milliseconds from 0 to 2^63-1 as an integer";
+      case "domain", "kind" -> "a string";
+      case "features" -> "an object";
+      case "value" -> "a finite number or null";
+      case "impression_id" -> conversions ? "a non-empty string or null" : "a non-empty string";
+      case "conversion_id", "user_id", "item_id" -> "a non-empty string";
+      default -> "no field that the join itself writes";
+    };
+  }
+}

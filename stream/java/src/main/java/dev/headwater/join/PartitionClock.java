@@ -1,0 +1,65 @@
+package dev.headwater.join;
+
+/**
+ * Running event time of one partition, and the verdict "from the future" on each of its events.
+ *
+ * <p>An event is from the future if it lies more than the bound ahead of the wall clock, or of the
+ * running event time plus the wall time that passed since that moved. A long real gap must not wedge
+ * a partition for ever, so after {@link #GAP_EVENTS} future events in a row that agree within the
+ * bound (and are not ahead of the wall clock) the running time follows them.
+ */
+final class PartitionClock {
+  static final int GAP_EVENTS = 100;
+
+  private final long boundMs;
+  private long runningMs = -1;
+  private long movedWallMs;
+  private long lastOffset = -1;
+  private boolean lastAccepted;
+  private int futureRun;
+  private long futureLowMs;
+  private long futureHighMs;
+
+  PartitionClock(long boundMs) {
+    this.boundMs = boundMs;
+  }
+
+  /** Judges the event at `offset`; asked again about the same offset it repeats its answer. */
+  boolean accepts(long offset, Long eventMs, long wallMs) {
+    if (eventMs == null) {
+      return false;
+    }
+    if (offset != lastOffset) {
+      lastOffset = offset;
+      lastAccepted = judge(eventMs, wallMs);
+    }
+    return lastAccepted;
+  }
+
+  private boolean judge(long eventMs, long wallMs) {
+    if (eventMs - boundMs > wallMs) {
+      return false;
+    }
+    boolean near =
+        runningMs < 0 || eventMs - boundMs - Math.max(0, wallMs - movedWallMs) <= runningMs;
+    if (!near && !followsGap(eventMs)) {
+      return false;
+    }
+    futureRun = 0;
+    if (eventMs > runningMs) {
+      runningMs = eventMs;
+      movedWallMs = wallMs;
+    }
+    return true;
+  }
+
+  private boolean followsGap(long eventMs) {
+    long low = futureRun == 0 ? eventMs : Math.min(futureLowMs, eventMs);
+    long high = futureRun == 0 ? eventMs : Math.max(futureHighMs, eventMs);
+    boolean agrees = high - low <= boundMs;
+    futureLowMs = agrees ? low : eventMs;
+    futureHighMs = agrees ? high : eventMs;
+    futureRun = agrees ? futureRun + 1 : 1;
+    return futureRun >= GAP_EVENTS;
+  }
+}

@@ -1,0 +1,191 @@
+"""Plan the join in PyFlink, submit it, and follow it to its end. The only module with PyFlink.
+
+PyFlink runs the whole job in a JVM that this process starts and that ends with it, so killing this
+process at any moment is a crash of the join: the next start restores the newest retained checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from settings.config import Config
+from stream.errors import JoinFailed, JoinStateLost
+from stream.plan import flink_settings, statements
+from stream.restore import forget_finished, retained_checkpoints
+
+JAR_NAMES = ("headwater-join.jar", "flink-sql-connector-kafka-5.0.0-2.2.jar")
+_HEAP = "-Xms256m -Xmx2g -XX:+UseParallelGC -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData"
+_CAUSE = re.compile(r"^\s*Caused by: (.+)$", re.MULTILINE)
+# What Flink says once a task is already down; the reason is another exception.
+_NOISE = re.compile(
+    r"TaskNotRunningException|OperatorEvent from an OperatorCoordinator|Recovery is suppressed"
+    r"|Job execution failed|CancelTaskException"
+)
+_LOG_TAIL_CHARS = 500_000
+_HINTS = (
+    ("transaction timeout", "lower join.transaction_timeout, or raise transaction.max.timeout.ms"),
+    ("Could not find any factory", "build the jars: make jars"),
+    ("TimeoutException", "is the broker at kafka.bootstrap up and reachable?"),
+    ("UnknownTopicOrPartition", "a topic was deleted while the join ran"),
+    ("RecordTooLarge", "raise the topic's max.message.bytes, or lower events.bytes_max"),
+    ("Address already in use", "another process has the REST port; choose another --rest-port"),
+    ("OutOfMemoryError", 'set JVM_ARGS="-Xmx4g", or join.state_backend = "rocksdb"'),
+    ("No space left", "the disk that holds --state-dir is full"),
+)
+_log = structlog.get_logger()
+
+
+def jar_paths() -> list[Path]:
+    """The jars that the job needs. Raises JoinFailed naming those not built."""
+    home = os.environ.get("HEADWATER_JARS")
+    root = Path(home) if home else Path(__file__).resolve().parent.parent / "build" / "jars"
+    jars = [root / "flink" / name for name in JAR_NAMES]
+    missing = [str(jar) for jar in jars if not jar.is_file()]
+    if missing:
+        raise JoinFailed(f"jars not found: {', '.join(missing)}", hint="build them: make jars")
+    return jars
+
+
+class JoinJob:
+    """One submitted run of the join. Create, then `wait`; `cancel` may come from a signal handler's
+    flag via `wait(stopping=...)`."""
+
+    def __init__(
+        self,
+        config: Config,
+        bootstrap: str,
+        state_dir: Path,
+        *,
+        bounded: bool,
+        rest_port: int,
+        has_run: Callable[[], bool],
+    ) -> None:
+        """Plan and submit. `has_run` says whether the join's group has committed offsets.
+
+        Raises JoinFailed with the last cause, JoinStateLost if the join has run before but no
+        checkpoint of it is here: starting afresh would write every sample a second time.
+        """
+        self._log_dir = (state_dir / "logs").resolve()
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        forget_finished(state_dir)
+        jars = jar_paths()
+        tables = self._start_jvm(jars)
+        self.restored_from = _newest_readable(state_dir)
+        if self.restored_from is None and has_run():
+            raise JoinStateLost(state_dir)
+        settings = flink_settings(
+            config,
+            state_dir=state_dir,
+            jars=jars,
+            rest_port=rest_port,
+            bounded=bounded,
+            restore_from=None if self.restored_from is None else self.restored_from.as_uri(),
+        )
+        try:
+            environment = tables(settings)
+            result = None
+            for statement in statements(config, bootstrap, bounded=bounded):
+                result = environment.execute_sql(statement)
+        except Exception as error:  # noqa: BLE001  py4j maps any Java exception to bare ones
+            raise self._failure(error) from None
+        assert result is not None
+        self._client = result.get_job_client()
+        self.job_id = str(self._client.get_job_id())
+
+    def wait(self, stopping: Callable[[], bool]) -> bool:
+        """Block until the bounded input is joined (True) or `stopping()` is true (False).
+
+        Raises JoinFailed with the last cause when the job failed.
+        """
+        ended = self._client.get_job_execution_result()
+        while not ended.done():
+            if stopping():
+                return False
+            time.sleep(0.1)
+        try:
+            ended.result()
+        except Exception as error:  # noqa: BLE001  see above
+            raise self._failure(error) from None
+        return True
+
+    def cancel(self, timeout_seconds: float = 5.0) -> None:
+        """Stop the job and keep its newest checkpoint; gives up quietly, a crash is as good."""
+        cancelled = self._client.cancel()
+        deadline = time.monotonic() + timeout_seconds
+        while not cancelled.done() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _start_jvm(self, jars: list[Path]) -> Callable[[dict[str, str]], Any]:
+        """Start PyFlink's JVM with our heap and log directory; returns what makes environments."""
+        os.environ.setdefault("JVM_ARGS", _HEAP)
+        os.environ["FLINK_LOG_DIR"] = str(self._log_dir)
+        try:
+            from pyflink.common import Configuration
+            from pyflink.java_gateway import get_gateway
+            from pyflink.table import EnvironmentSettings, TableEnvironment
+        except ImportError as error:
+            raise JoinFailed(f"PyFlink is not installed: {error}", hint="make setup") from None
+        jvm = get_gateway().jvm
+        # PyFlink never reads its JVM's stderr; a pipe that fills up would block the JVM for ever.
+        jvm.System.setErr(jvm.java.io.PrintStream(str(self._log_dir / "stderr.log")))
+
+        def make(settings: dict[str, str]) -> Any:
+            configuration = Configuration()
+            for name, value in settings.items():
+                configuration.set_string(name, value)
+            mode = EnvironmentSettings.new_instance().in_streaming_mode()
+            return TableEnvironment.create(mode.with_configuration(configuration).build())
+
+        return make
+
+    def _logged_causes(self) -> list[str]:
+        """Causes in the JVM's log, for failures that reach us only as their consequence."""
+        causes: list[str] = []
+        for log in self._log_dir.glob("*.log"):
+            text = log.read_text(encoding="utf-8", errors="replace")[-_LOG_TAIL_CHARS:]
+            causes += [cause for cause in _CAUSE.findall(text) if not _NOISE.search(cause)]
+        return causes
+
+    def _failure(self, error: Exception) -> JoinFailed:
+        text = str(error)
+        causes = _CAUSE.findall(text)
+        lines = [line.removeprefix(": ") for line in text.strip().splitlines()]
+        told = [
+            line
+            for line in lines
+            if line and not line.startswith("An error occurred while calling")
+        ]
+        own = [cause for cause in causes if not _NOISE.search(cause)]
+        reason = (own or causes and self._logged_causes() or causes or told[:1] or [repr(error)])[
+            -1
+        ]
+        hint = next((hint for sign, hint in _HINTS if sign in text), None)
+        return JoinFailed(reason, hint=hint, log=self._log_dir)
+
+
+def _newest_readable(state_dir: Path) -> Path | None:
+    """The newest retained checkpoint whose metadata Flink can read to its end."""
+    from pyflink.java_gateway import get_gateway
+
+    jvm = get_gateway().jvm
+    checkpoints = jvm.org.apache.flink.runtime.checkpoint.Checkpoints
+    loader = jvm.Thread.currentThread().getContextClassLoader()
+    for path in retained_checkpoints(state_dir):
+        metadata = path.resolve() / "_metadata"
+        stream = jvm.java.io.DataInputStream(jvm.java.io.FileInputStream(str(metadata)))
+        try:
+            checkpoints.loadCheckpointMetadata(stream, loader, str(path))
+        except Exception as error:  # noqa: BLE001  py4j's class; anything unreadable is skipped
+            _log.warning("checkpoint_incomplete", path=str(path), error=str(error).split("\n")[0])
+        else:
+            return path.resolve()
+        finally:
+            stream.close()
+    return None
