@@ -1,0 +1,91 @@
+"""`headwater`: one verb per job. Exit codes: 0 done, 1 failed, 2 called wrongly."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import structlog
+import typer
+
+from runtime.broker import BrokerError
+from runtime.jars import ToolMissing
+from runtime.run_state import NoStack, StackRunning
+from runtime.sources.catalog import SourceError
+from runtime.supervisor import StackFailed
+from runtime.verbs import audit, batch, config, demo, doctor, events, models, stack, status
+from settings.load import ConfigError
+from topics.errors import TopicError
+
+_FAILED = (BrokerError, ToolMissing, NoStack, StackRunning, StackFailed, TopicError, OSError)
+_CALLED_WRONGLY = (ConfigError, SourceError)
+
+app = typer.Typer(
+    name="headwater",
+    help="Streaming incremental learning for ads: from one event to a published, versioned vector.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_VERBS: tuple[Callable[..., None], ...] = (
+    stack.up,
+    stack.down,
+    status.status,
+    doctor.doctor,
+    events.consume,
+    demo.demo,
+    batch.join,
+    batch.train,
+    models.models,
+    audit.audit,
+)
+for _verb in _VERBS:
+    app.command(_verb.__name__)(_verb)
+app.add_typer(events.produce_app, name="produce")
+app.add_typer(config.app, name="config")
+
+
+def main() -> None:
+    """Run one verb; every expected error is one clear line on stderr."""
+    _configure_logs()
+    try:
+        app()
+    except BrokenPipeError:  # `headwater consume … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except _CALLED_WRONGLY as error:
+        _say(error)
+        sys.exit(2)
+    except _FAILED as error:
+        _say(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _say(error: BaseException) -> None:
+    for line in str(error).splitlines():
+        print(f"headwater: {line}", file=sys.stderr)
+
+
+def _configure_logs() -> None:
+    """Logs go to stderr, readable on a terminal and JSON otherwise; results go to stdout."""
+    console = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
+            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    main()

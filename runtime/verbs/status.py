@@ -1,0 +1,70 @@
+"""`status`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import msgspec
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from runtime.connection import DIR_OPTION
+from runtime.readout import Readout, rates, read_out, restarts
+from runtime.run_state import RunState, require_run
+from runtime.screen import freshness_table, processes_table, stages_table, tasks_table
+
+
+def status(
+    directory: Path = DIR_OPTION,
+    watch: bool = typer.Option(False, "--watch", help="Keep looking, until Ctrl-C."),
+    as_json: bool = typer.Option(False, "--json", help="One look as JSON (a line each, --watch)."),
+) -> None:
+    """What a running stack does: processes, rates, lag, freshness, quality, newest version."""
+    before = read_out(require_run(directory))
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json or not watch:
+            while True:
+                time.sleep(1.0)
+                run = require_run(directory)
+                now = read_out(run)
+                _print(run, before, now, as_json)
+                before = now
+                if not watch:
+                    return
+        with Live(refresh_per_second=2) as live:
+            while True:
+                run = require_run(directory)
+                now = read_out(run)
+                live.update(_view(run, before, now))
+                before = now
+                time.sleep(1.0)
+
+
+def _print(run: RunState, before: Readout, now: Readout, as_json: bool) -> None:
+    if not as_json:
+        Console().print(_view(run, before, now))
+        return
+    found = msgspec.to_builtins(now)
+    del found["at"]
+    report = {
+        "run": msgspec.to_builtins(run),
+        "per_second": rates(before, now),
+        "restarts": restarts(run),
+        **found,
+    }
+    typer.echo(msgspec.json.encode(report).decode())
+
+
+def _view(run: RunState, before: Readout, now: Readout) -> Group:
+    version = "none yet" if now.version is None else str(now.version)
+    return Group(
+        Text(f"stack {run.run_id} at {run.bootstrap}; newest version: {version}"),
+        processes_table(run),
+        stages_table(now, rates(before, now)),
+        freshness_table(now),
+        tasks_table(now),
+    )
