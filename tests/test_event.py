@@ -63,6 +63,13 @@ def test_impression_comes_back_as_written(features: dict[str, float]) -> None:
     assert decode_impression(encode_impression(written)) == written
 
 
+def test_depth_and_numbers_at_the_limit_pass() -> None:
+    deep = as_bytes(IMPRESSION, features={"deep": 1}, note="[" * 200)
+    assert decode_impression_head(deep.replace(b": 1}", b": " + b"[" * 98 + b"]" * 98 + b"}"))
+    assert decode_impression_head(deep.replace(b": 1}", b": 1e308}"))
+    assert decode_impression_head(deep.replace(b": 1}", b": " + b"9" * 308 + b"}"))
+
+
 def test_conversion_may_leave_out_what_may_be_null() -> None:
     short = {k: v for k, v in CONVERSION.items() if k not in ("impression_id", "value")}
     read = decode_conversion(as_bytes(short), kinds=["buy"])
@@ -84,6 +91,9 @@ BAD_IMPRESSIONS = [
     as_bytes(IMPRESSION, score=float("nan")),
     as_bytes(IMPRESSION, features={"a": float("nan")}),
     as_bytes(IMPRESSION, features={"a": float("inf")}),
+    as_bytes(IMPRESSION, features={"a": 1}).replace(b"1}}", b"1e999}}"),
+    as_bytes(IMPRESSION, note=1).replace(b": 1}", b": -" + b"9" * 400 + b"}"),
+    as_bytes(IMPRESSION, features={"deep": 1}).replace(b"1}}", b"[" * 99 + b"]" * 99 + b"}}"),
     as_bytes(IMPRESSION, event_ms=-1),
     as_bytes(IMPRESSION, event_ms=2**63),
     as_bytes(IMPRESSION, event_ms=1.0),

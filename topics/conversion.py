@@ -14,7 +14,7 @@ from collections.abc import Collection
 import msgspec
 
 from topics.errors import RecordInvalid
-from topics.event import EventMs, Id, TopLevelKeys, decode_event
+from topics.event import EventMs, Id, Strictness, decode_event
 
 
 class Conversion(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class Conversion(msgspec.Struct, frozen=True, kw_only=True):
     value: float | None = None
 
 
-_KEYS = TopLevelKeys(Conversion.__struct_fields__)
+_STRICTNESS = Strictness(Conversion.__struct_fields__)
 _conversion = msgspec.json.Decoder(Conversion)
 _encoder = msgspec.json.Encoder()
 
@@ -44,7 +44,7 @@ def decode_conversion(value: bytes, kinds: Collection[str] | None = None) -> Con
 
     Raises RecordInvalid with what was expected and what came.
     """
-    conversion = decode_event(_conversion, value, _KEYS)
+    conversion = decode_event(_conversion, value, _STRICTNESS)
     if kinds is not None and conversion.kind not in kinds:
         raise RecordInvalid(
             f"not an event: expected kind to be one of {sorted(kinds)}, got {conversion.kind!r}"

@@ -1,13 +1,14 @@
 """What impressions and conversions share: their Kafka key, and the strict reading of their JSON.
 
 The join (Java) and the audit (here) must agree, event for event, on which bytes are an event. The
-rules: UTF-8; one JSON object in RFC 8259's grammar (no NaN, no Infinity); no top-level key that
-headwater knows twice; unknown keys are free.
+rules: UTF-8; one JSON object in RFC 8259's grammar (no NaN, no Infinity), finite numbers, at most
+100 levels; no top-level key that headwater knows twice; unknown keys are free.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection
 from typing import Annotated, TypeVar
@@ -21,26 +22,33 @@ EventMs = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 _T = TypeVar("_T")
 
+_DEPTH_MAX = 100
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
 
 def event_key(user_id: str, item_id: str) -> bytes:
     """Kafka key of an event: the pair, so that one partition sees a pair's whole story in order."""
     return f"{user_id}\x1f{item_id}".encode()
 
 
-class TopLevelKeys:
-    """The rule on an event's own keys: none of `known` twice, none of `reserved` at all."""
+class Strictness:
+    """What the join refuses and a JSON decoder lets pass: a key of `known` twice, a key of
+    `reserved`, a number beyond binary64, more than 100 levels of nesting."""
 
     def __init__(self, known: Collection[str], reserved: Collection[str] = ()) -> None:
         self._known = frozenset(known)
         self._reserved = frozenset(reserved)
-        # Matches every event that might break the rule, and few others: names of nested objects
-        # (a sequence's item_id) and escapes, which could spell any name.
+        # Matches every event that might break the rules, and few others: names of nested objects
+        # (a sequence's item_id), escapes, which could spell any name, and large exponents.
         repeats = [rf'"{name}"(?=.*"{name}")' for name in known]
         words = [rf'"{name}"' for name in reserved]
-        self._suspicious = re.compile("|".join([r"\\u", *words, *repeats]).encode(), re.DOTALL)
+        rare = [r"\\u", r"[eE]\+?\d{3}", r"\d{300}"]
+        self._suspicious = re.compile("|".join([*rare, *words, *repeats]).encode(), re.DOTALL)
 
     def check(self, value: bytes) -> None:
-        """Raise RecordInvalid if `value`, known to be a JSON object, breaks the rule."""
+        """Raise RecordInvalid if `value`, known to be a JSON object, breaks a rule."""
+        if value.count(b"[") + value.count(b"{") > _DEPTH_MAX and _depth(value) > _DEPTH_MAX:
+            raise RecordInvalid(f"expected at most {_DEPTH_MAX} levels of nesting, got more")
         if not self._suspicious.search(value):
             return
         outermost: list[str] = []
@@ -48,7 +56,7 @@ class TopLevelKeys:
         def remember(pairs: list[tuple[str, object]]) -> None:
             outermost[:] = [name for name, _ in pairs]  # the outermost object ends last
 
-        json.loads(value, object_pairs_hook=remember)
+        json.loads(value, object_pairs_hook=remember, parse_int=_finite, parse_float=_finite)
         for name in sorted(self._known):
             if outermost.count(name) > 1:
                 raise RecordInvalid(f"expected each key once, got {name!r} twice")
@@ -57,12 +65,25 @@ class TopLevelKeys:
                 raise RecordInvalid(f"expected an event's keys, got {name!r}, which the join adds")
 
 
-def decode_event(decoder: msgspec.json.Decoder[_T], value: bytes, keys: TopLevelKeys) -> _T:
+def _finite(number: str) -> None:
+    if math.isinf(float(number)):
+        raise RecordInvalid(f"expected finite numbers, got {number[:40]}")
+
+
+def _depth(value: bytes) -> int:
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", _STRINGS.sub(b"", value)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def decode_event(decoder: msgspec.json.Decoder[_T], value: bytes, strictness: Strictness) -> _T:
     """Decode strictly; RecordInvalid says what was expected and what came."""
     try:
         value.decode()
         event = decoder.decode(value)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
         raise RecordInvalid(f"not an event: {error}") from error
-    keys.check(value)
+    strictness.check(value)
     return event

@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from topics.event import EventMs, Id, TopLevelKeys, decode_event
+from topics.errors import RecordInvalid
+from topics.event import EventMs, Id, Strictness, decode_event
 
 RESERVED = (
     "produced_ms",
@@ -46,17 +47,17 @@ class Impression(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ImpressionHead(msgspec.Struct, frozen=True, kw_only=True):
-    """What the join reads of an impression: everything but the features' content."""
+    """What the join reads of an impression; `features` are the bytes of a JSON object."""
 
     impression_id: Id
     event_ms: EventMs
     user_id: Id
     item_id: Id
     domain: str
-    features: dict[str, msgspec.Raw]
+    features: msgspec.Raw
 
 
-_KEYS = TopLevelKeys(ImpressionHead.__struct_fields__, RESERVED)
+_STRICTNESS = Strictness(ImpressionHead.__struct_fields__, RESERVED)
 _impression = msgspec.json.Decoder(Impression)
 _head = msgspec.json.Decoder(ImpressionHead)
 _encoder = msgspec.json.Encoder()
@@ -69,9 +70,12 @@ def encode_impression(impression: Impression) -> bytes:
 
 def decode_impression(value: bytes) -> Impression:
     """The whole event. Raises RecordInvalid with what was expected and what came."""
-    return decode_event(_impression, value, _KEYS)
+    return decode_event(_impression, value, _STRICTNESS)
 
 
 def decode_impression_head(value: bytes) -> ImpressionHead:
     """Exactly the checks of the join. Raises RecordInvalid with what was expected and what came."""
-    return decode_event(_head, value, _KEYS)
+    head = decode_event(_head, value, _STRICTNESS)
+    if bytes(head.features)[:1] != b"{":
+        raise RecordInvalid("not an event: expected features to be an object")
+    return head

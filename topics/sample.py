@@ -48,10 +48,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleHead(msgspec.Struct, frozen=True, kw_only=True):
-    """A sample without its features: what the audit compares."""
+    """What the audit compares; `features` are bytes of JSON, not decoded."""
 
     impression_id: str
     event_ms: int
+    features: msgspec.Raw
     produced_ms: int
     labels: dict[str, Literal[0, 1]]
     delays_ms: dict[str, int]
