@@ -1,7 +1,12 @@
-"""What is on disk, checked: at opening (layout, commit record) and in full (every row)."""
+"""What is on disk, checked: at opening (layout, commit record) and in full (every row).
+
+RocksDB opens a truncated list of tables as an older, or an empty, database. So a file beside it,
+`store.json`, names a commit that the store had reached: less than that is damage, not a new store.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Final
@@ -14,6 +19,7 @@ from embedding_store.row import RowFormat
 
 LAYOUT_NAME: Final = b"mlayout"
 COMMIT_NAME: Final = b"mcommit"
+REACHED_FILE: Final = "store.json"
 
 
 def known_or_new(directory: Path, rocks: Rocks, layout: RowLayout) -> CommitRecord:
@@ -21,18 +27,47 @@ def known_or_new(directory: Path, rocks: Rocks, layout: RowLayout) -> CommitReco
 
     Raises LayoutMismatch or StoreCorrupt.
     """
+    reached = _reached(directory)
     stored, commit = rocks.get_many([LAYOUT_NAME, COMMIT_NAME])
-    if stored is None and commit is None:
+    if stored is None and commit is None and reached is None:
         if next(rocks.scan(b""), None) is not None:
             raise StoreCorrupt(f"records without a layout: path=`{directory}`")
         rocks.write([(COMMIT_NAME, FIRST.encode()), (LAYOUT_NAME, layout.to_json())])
-        sync_directory(directory)
+        write_reached(directory, FIRST)
         sync_directory(directory.parent)
         return FIRST
     if stored is None or commit is None:
         raise StoreCorrupt(f"the layout or the commit record is missing: path=`{directory}`")
     layout.verify(stored)
-    return decode_record(commit)
+    record = decode_record(commit)
+    if record.id < (reached or 0):
+        raise StoreCorrupt(
+            f"commits that were on disk are gone: path=`{directory}` commit=`{record.id}` "
+            f"expected at least `{reached}`"
+        )
+    write_reached(directory, record)
+    return record
+
+
+def write_reached(directory: Path, record: CommitRecord) -> None:
+    """Note in `store.json` that the store in `directory` had commit `record`; durable."""
+    file, writing = directory / REACHED_FILE, directory / f"{REACHED_FILE}.writing"
+    with writing.open("wb") as opened:
+        opened.write(json.dumps({"format": 1, "commit_id_min": record.id}).encode())
+        opened.flush()
+        os.fsync(opened.fileno())
+    writing.replace(file)
+    sync_directory(directory)
+
+
+def _reached(directory: Path) -> int | None:
+    file = directory / REACHED_FILE
+    try:
+        return int(json.loads(file.read_bytes())["commit_id_min"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreCorrupt(f"not what the store writes there: path=`{file}`") from error
 
 
 def verify_rows(rocks: Rocks, form: RowFormat) -> int:

@@ -24,7 +24,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from embedding_store.audit import COMMIT_NAME, known_or_new, sync_directory, verify_rows
+from embedding_store.audit import (
+    COMMIT_NAME,
+    known_or_new,
+    sync_directory,
+    verify_rows,
+    write_reached,
+)
 from embedding_store.commit import CommitRecord, next_record
 from embedding_store.errors import (
     CacheTooSmall,
@@ -39,13 +45,13 @@ from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
 from embedding_store.rocks import Rocks
 from embedding_store.row import Header, RowFormat, seconds, state_field, vector_field
+from embedding_store.slab import NO_COUNTS
 from embedding_store.state import StagedState
 from embedding_store.tiers import Lookup, Tiers
 
 __all__ = ["EmbeddingStore", "Lookup", "Row", "StoreStats"]
 
 DATABASE: Final = "rocks"
-NO_COUNTS: Final = np.empty(0, np.int32)
 
 Row = tuple[int, Header, dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]
 """(key, header, {set: (vector float32[D], optimizer state float32[S])})"""
@@ -291,6 +297,7 @@ class EmbeddingStore:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
             self._rocks.checkpoint(building / DATABASE)
+            write_reached(building, self._record)
             building.rename(target)
             sync_directory(target.parent)
 
@@ -326,9 +333,16 @@ class EmbeddingStore:
 
     def close(self) -> None:
         """Let go of the files and the lock; what was not committed is gone. Idempotent."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             self._rocks.close()
+            write_reached(self.path, self._record)
+        except (StoreError, OSError):
+            if self._poison is None:
+                raise  # a poisoned store said so already, and RocksDB repeats it here
+        finally:
             self._lock.release()
 
     def __enter__(self) -> EmbeddingStore:

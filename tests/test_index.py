@@ -1,0 +1,60 @@
+"""The key -> slot table against a dict, through collisions, deletions and full batches."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_store.index import Index
+
+# Keys whose home entry is the last or the first of a 16-entry table, so that runs wrap around.
+INVERSE = pow(0x9E3779B97F4A7C15, -1, 2**64)
+CLASHING = [(home << 60 | i) * INVERSE % 2**64 for home in (15, 0, 14) for i in range(1, 5)]
+key = st.sampled_from([*CLASHING, 1, 2, 2**64 - 1])
+
+
+def _u64(values: list[int]) -> np.ndarray:
+    return np.array(values, np.uint64)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "delete"]), key), max_size=60))
+def test_as_a_dict_through_deletions(steps: list[tuple[str, int]]) -> None:
+    index, oracle = Index(8), {}
+    for number, (what, k) in enumerate(steps):
+        if what == "delete":
+            index.delete(_u64([k]))
+            oracle.pop(k, None)
+        elif k in oracle or len(oracle) < 8:
+            index.assign(_u64([k]), np.array([number]))
+            oracle[k] = number
+        every = [*CLASHING, 1, 2, 2**64 - 1]
+        assert index.find(_u64(every)).tolist() == [oracle.get(e, -1) for e in every]
+
+
+@given(st.lists(st.lists(key, min_size=1, max_size=12), max_size=8))
+def test_resolve_de_duplicates_in_order_of_first_appearance(batches: list[list[int]]) -> None:
+    index, oracle = Index(16), {}
+    for ids in batches:
+        resolved = index.resolve(_u64(ids), unique_max=16)
+        assert resolved is not None
+        distinct = list(dict.fromkeys(ids))
+        assert resolved.keys.tolist() == distinct
+        assert resolved.keys[resolved.inverse].tolist() == ids
+        assert resolved.counts.tolist() == [ids.count(k) for k in distinct]
+        assert resolved.slots.tolist() == [oracle.get(k, -1) for k in distinct]
+        missed = [k for k in distinct if k not in oracle]
+        assert resolved.keys[resolved.misses].tolist() == missed
+        for k in missed:
+            oracle[k] = len(oracle)
+        index.assign(_u64(missed), np.array([oracle[k] for k in missed], np.int64))
+
+
+@given(st.lists(key, min_size=1, max_size=12), st.integers(1, 5))
+def test_too_many_keys_leave_the_table_as_it_was(ids: list[int], unique_max: int) -> None:
+    index = Index(16)
+    index.assign(_u64([1]), np.array([7]))
+    resolved = index.resolve(_u64(ids), unique_max=unique_max)
+    assert (resolved is None) == (len(set(ids)) > unique_max)
+    if resolved is None:
+        assert index.find(_u64([*CLASHING, 1])).tolist() == [-1] * len(CLASHING) + [7]

@@ -1,0 +1,321 @@
+"""The store against an oracle: any sequence of calls, crashes included; eviction; optimizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from embedding_store.errors import (
+    CacheTooSmall,
+    LayoutMismatch,
+    StoreError,
+    StoreMisuse,
+)
+from embedding_store.keys import row_keys
+from embedding_store.layout import RowLayout, SetSpec
+from embedding_store.rocks import Rocks
+from embedding_store.store import EmbeddingStore, Lookup
+from tests.store_oracle import LAYOUT, Oracle, assert_same, scripted_step
+
+CACHE_ROWS = 24
+EXAMPLES = int(os.environ.get("HEADWATER_STORE_EXAMPLES", "25"))
+KEYS = row_keys("item", [str(i) for i in range(60)])
+
+ids = st.lists(st.integers(0, 59), min_size=1, max_size=30).filter(lambda v: len(set(v)) <= 12)
+record = st.tuples(st.sampled_from(["outbox", "offsets"]), st.binary(max_size=2))
+
+
+def _open(path: Path, cache_rows_max: int = CACHE_ROWS, **more: Any) -> EmbeddingStore:
+    return EmbeddingStore.open(
+        path, more.get("layout", LAYOUT), cache_rows_max=cache_rows_max, owner="test"
+    )
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Any sequence of calls, with crashes: files copied as they lie, and opened elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(prefix="store-"))
+        self.opened = 0
+        self.oracle = Oracle()
+        self.now_ms = 0
+        self.recent: list[tuple[Lookup, list[int]]] = []
+        self.store = _open(self.directory / "0")
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.directory)
+
+    @initialize(start=st.integers(0, 10**10))
+    def begin(self, start: int) -> None:
+        self.now_ms = start
+
+    @rule(ids=ids, seconds=st.integers(-3, 30))
+    def look_up(self, ids: list[int], seconds: int) -> None:
+        self.now_ms = max(0, self.now_ms + 1000 * seconds)  # event time may step back
+        given = KEYS[ids]
+        created = self.oracle.lookup(given.tolist(), self.now_ms)
+        lookup = self.store.lookup(given, now_ms=self.now_ms)
+        assert lookup.keys[lookup.inverse].tolist() == given.tolist()
+        assert set(lookup.keys[~lookup.found].tolist()) == created
+        self.recent = [*self.recent[-1:], (lookup, given.tolist())]
+
+    @precondition(lambda self: self.recent)
+    @rule(which=st.integers(0, 1), name=st.sampled_from(["shared", "exp:0"]), seed=st.integers(0))
+    def train(self, which: int, name: str, seed: int) -> None:
+        lookup, given = self.recent[which % len(self.recent)]
+        keys = lookup.keys.tolist()
+        vectors = self.store.gather(lookup, name)
+        assert vectors.tobytes() == b"".join(
+            self.oracle.rows[k].sets[name][0].tobytes() for k in keys
+        )
+        rng = np.random.default_rng(seed)
+        grad = rng.standard_normal(vectors.shape, dtype=np.float32)
+        if seed % 5 == 0:
+            grad[0, 0] = np.float32("nan")
+        if not lookup.counted:
+            self.oracle.count(given, self.now_ms)
+        self.oracle.update(keys, name, grad)
+        self.store.update(lookup, name, grad, now_ms=self.now_ms)
+
+    @rule(ids=st.lists(st.integers(0, 59), max_size=40), name=st.sampled_from(["shared", "exp:0"]))
+    def peek(self, ids: list[int], name: str) -> None:
+        vectors, found = self.store.peek(KEYS[ids], name)
+        for vector, there, key in zip(vectors, found, KEYS[ids].tolist(), strict=True):
+            assert there == (key in self.oracle.rows)
+            if there:
+                assert vector.tobytes() == self.oracle.rows[key].sets[name][0].tobytes()
+            else:
+                assert not vector.any()
+
+    @rule(record=record, value=st.binary(max_size=20))
+    def put(self, record: tuple[str, bytes], value: bytes) -> None:
+        self.store.put(*record, value)
+        self.oracle.state[record] = value
+
+    @rule(record=record)
+    def delete(self, record: tuple[str, bytes]) -> None:
+        self.store.delete(*record)
+        self.oracle.state.pop(record, None)
+
+    @rule(space=st.sampled_from(["outbox", "offsets"]), keys=st.lists(st.binary(max_size=2)))
+    def get(self, space: str, keys: list[bytes]) -> None:
+        expected = [self.oracle.state.get((space, key)) for key in keys]
+        assert self.store.get_many(space, keys) == expected
+        assert [self.store.get(space, key) for key in keys] == expected
+
+    @rule()
+    def commit(self) -> None:
+        self.oracle.commit()
+        assert self.store.commit() == self.oracle.commit_id
+        assert self.store.verify() == len(self.oracle.rows)
+        assert self.store.stats().rows_dirty == 0
+
+    @rule(graceful=st.booleans())
+    def crash_and_reopen(self, graceful: bool) -> None:
+        """What was committed is there, what was not is gone: `assert_same` checks both."""
+        self.opened += 1
+        if graceful:
+            self.store.close()
+        shutil.copytree(self.store.path, self.directory / str(self.opened))
+        self.store.close()
+        self.store = _open(self.directory / str(self.opened))
+        self.oracle.crash()
+        self.recent = []
+
+    @rule()
+    def checkpoint(self) -> None:
+        self.opened += 1
+        target = self.directory / str(self.opened)
+        self.store.checkpoint(target)
+        committed = Oracle(commit_id=self.oracle.commit_id, committed=self.oracle.committed)
+        committed.crash()
+        with _open(target) as copy:
+            assert_same(copy, committed)
+
+    @invariant()
+    def as_the_oracle(self) -> None:
+        assert_same(self.store, self.oracle)
+
+
+TestStoreMachine = pytest.mark.slow(StoreMachine.TestCase)
+TestStoreMachine.settings = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.slow
+def test_a_tiny_slab_gives_the_bytes_of_a_large_one(tmp_path: Path) -> None:
+    digests = []
+    for name, rows in (("tiny", 60), ("large", 10_000)):
+        with _open(tmp_path / name, rows) as store:
+            for step in range(200):
+                scripted_step(store, step)
+                if step % 40 == 39:
+                    store.commit()
+            digests.append(store.content_digest())
+            stats = store.stats()
+            assert (stats.rows_evicted > 500) == (name == "tiny")
+            assert (stats.lookups_spilled > 20) == (stats.lookups_cold > 20) == (name == "tiny")
+            store.commit()
+            digests.append(store.content_digest())
+    assert digests[0] == digests[1] == digests[2] == digests[3]
+
+
+@pytest.mark.slow
+def test_row_wise_adagrad_is_a_dense_torch_step(tmp_path: Path) -> None:
+    """Duplicate ids' gradients are summed by autograd; the store gets the sum, as the trainer."""
+    torch = pytest.importorskip("torch")
+    dim, universe, spec = 16, 50, SetSpec(dim=16, lr=0.1, eps=1e-8)
+    keys = row_keys("item", [str(i) for i in range(universe)])
+    with _open(tmp_path / "s", 100, layout=RowLayout({"shared": spec})) as store:
+        weights = torch.tensor(store.gather(store.lookup(keys, now_ms=0), "shared").copy())
+        total = torch.zeros(universe)
+        rng = np.random.default_rng(1)
+        for _ in range(100):
+            batch = rng.integers(0, universe, 64)
+            target = torch.tensor(rng.standard_normal((64, dim), dtype=np.float32))
+            lookup = store.lookup(keys[batch], now_ms=0)
+            rows = torch.tensor(store.gather(lookup, "shared"), requires_grad=True)
+            ((rows[torch.tensor(lookup.inverse)] - target) ** 2).sum().backward()
+            store.update(lookup, "shared", rows.grad.numpy(), now_ms=0)
+
+            dense = weights.clone().requires_grad_(True)
+            ((dense[torch.tensor(batch)] - target) ** 2).sum().backward()
+            total += dense.grad.pow(2).mean(1)
+            touched = torch.tensor(np.unique(batch))
+            step = spec.lr / (total.sqrt() + spec.eps)
+            weights[touched] -= (step[:, None] * dense.grad)[touched]
+        learnt, found = store.peek(keys, "shared")
+    assert found.all()
+    torch.testing.assert_close(torch.tensor(learnt), weights, rtol=2e-5, atol=2e-6)
+
+
+def test_a_batch_that_two_of_would_not_fit_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    oracle = Oracle()
+    with _open(tmp_path / "s", 20) as store:
+        for _ in range(2):
+            with pytest.raises(CacheTooSmall, match=r"unique_keys=`11` cache_rows_max=`20`"):
+                store.lookup(KEYS[:11], now_ms=0)
+        assert_same(store, oracle)
+        for start in range(0, 50, 10):  # and the largest that fits always fits
+            oracle.lookup(KEYS[start : start + 10].tolist(), 0)
+            store.lookup(KEYS[start : start + 10], now_ms=0)
+        assert_same(store, oracle)
+    with pytest.raises(CacheTooSmall):
+        _open(tmp_path / "s", 1)
+
+
+def test_a_zero_row_is_found(tmp_path: Path) -> None:
+    """FBGEMM's tier took a row of zeros for an absent one, and reloaded an older row over it."""
+    layout = RowLayout({"shared": SetSpec(dim=4, init_scale=0.0)})
+    with _open(tmp_path / "s", 4, layout=layout) as store:
+        store.lookup(KEYS[:2], now_ms=5_000)
+        store.commit()
+        for start in range(2, 12, 2):
+            store.lookup(KEYS[start : start + 2], now_ms=9_000)
+        again = store.lookup(KEYS[:2], now_ms=9_000)
+        assert again.found.all()
+        assert store.peek(KEYS[:1], "shared")[1].all()
+        headers = {key: header for key, header, _ in store.rows()}
+        assert headers[int(KEYS[0])].created_s == 5
+
+
+def test_misuse_is_refused_by_name(tmp_path: Path) -> None:
+    with _open(tmp_path / "s") as store:
+        first = store.lookup(KEYS[:3], now_ms=0)
+        with pytest.raises(StoreMisuse, match="key 0 is reserved"):
+            store.lookup(np.zeros(1, np.uint64), now_ms=0)
+        with pytest.raises(StoreMisuse, match=r"uint64\[N\]: came=`int64\[3\]`"):
+            store.lookup(np.arange(1, 4), now_ms=0)
+        with pytest.raises(StoreMisuse, match=r"no such embedding set: set=`task`"):
+            store.gather(first, "task")
+        with pytest.raises(StoreMisuse, match=r"expected=`float32\[3, 4\]` came=`float32\[3, 5\]`"):
+            store.update(first, "shared", np.zeros((3, 5), np.float32), now_ms=0)
+        with pytest.raises(StoreMisuse, match="without NUL"):
+            store.put("a\0b", b"", b"")
+        store.lookup(KEYS[3:6], now_ms=0)
+        store.gather(first, "shared")
+        store.lookup(KEYS[6:9], now_ms=0)
+        with pytest.raises(StoreMisuse, match="older than the last two"):
+            store.gather(first, "shared")
+        with pytest.raises(StoreMisuse, match="must not exist"):
+            store.checkpoint(tmp_path)
+    with pytest.raises(StoreMisuse, match="is closed"):
+        store.lookup(KEYS[:3], now_ms=0)
+
+
+def test_another_layout_is_refused_and_both_are_shown(tmp_path: Path) -> None:
+    with _open(tmp_path / "s") as store:
+        scripted_step(store, 1, ids=10)
+        store.commit()
+        digest = store.content_digest()
+    other = RowLayout({"shared": SetSpec(dim=8)})
+    with pytest.raises(LayoutMismatch) as caught:
+        _open(tmp_path / "s", layout=other)
+    assert '"exp:0": {"dim": 3' in caught.value.stored and '"dim": 8' in caught.value.asked
+    with _open(tmp_path / "s") as store:  # the refusal let go of the lock and changed nothing
+        assert store.content_digest() == digest
+
+
+def test_same_calls_same_bytes_and_history(tmp_path: Path) -> None:
+    digests = []
+    for name in ("a", "b"):
+        with _open(tmp_path / name) as store:
+            for step in range(20):
+                scripted_step(store, step, ids=10)
+                if step % 7 == 6:
+                    store.commit()
+            digests.append(store.content_digest())
+        digests.append(Rocks(tmp_path / name / "rocks").get(b"mcommit"))
+    assert digests[:2] == digests[2:]
+    assert set(digests[0]) == {"rows", "state/offsets", "state/outbox"}
+
+
+def test_the_bloom_filter_is_alive_after_a_reopen(tmp_path: Path) -> None:
+    """RocksDB takes a reopened store's filter from its own file, unless told otherwise."""
+    keys = row_keys("item", [str(i) for i in range(4000)])
+    with _open(tmp_path / "s", 10_000) as store:
+        store.lookup(keys[:2000], now_ms=0)
+        store.commit()
+    with _open(tmp_path / "s", 10_000) as store:
+        store.lookup(keys[2000:], now_ms=0)
+        store.commit()
+    rocks = Rocks(tmp_path / "s" / "rocks", statistics=True)
+    absent = row_keys("user", [str(i) for i in range(1000)])
+    present, none = rocks.get_rows(keys, 16)[1], rocks.get_rows(absent, 16)[1]
+    assert present.all() and not none.any()
+    useful = _ticker(rocks, "rocksdb.bloom.filter.useful")
+    tables = int(rocks.property("rocksdb.num-files-at-level0"))
+    rocks.close()
+    assert tables >= 2
+    assert useful > 0.95 * tables * len(absent), (useful, tables)
+
+
+def _ticker(rocks: Rocks, name: str) -> int:
+    for line in rocks.statistics().splitlines():
+        if line.startswith(f"{name} COUNT"):
+            return int(line.rsplit(" ", 1)[1])
+    raise AssertionError(f"no ticker {name}")
+
+
+def test_every_error_is_a_store_error_with_an_operator_action() -> None:
+    pending = [StoreError]
+    while pending:
+        kind = pending.pop()
+        children = kind.__subclasses__()
+        pending.extend(children)
+        assert children or "Operator action:" in (kind.__doc__ or ""), kind
