@@ -118,7 +118,9 @@ class EventProducer:
 class Pace:
     """When each event is due on the wall clock: at a rate, at event time's own speed, or at once.
 
-    At most one of `per_second` and `speedup` (event time over wall time) is given.
+    At most one of `per_second` and `speedup` (event time over wall time) is given. An event that
+    jumps ahead by more than `jump_ms_max` is not waited for: one line of the year 2099 would end
+    the replay.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Pace:
         *,
         per_second: float | None = None,
         speedup: float | None = None,
+        jump_ms_max: int = 86_400_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._per_second = per_second
@@ -134,6 +137,8 @@ class Pace:
         self._started = clock()
         self._count = 0
         self._first_ms: int | None = None
+        self._newest_ms = 0
+        self._jump_ms_max = jump_ms_max
 
     def wait_s(self, event_ms: int | None) -> float:
         """Seconds until the next event, which has this time, is due; 0 or less = now.
@@ -147,6 +152,9 @@ class Pace:
             return due - passed
         if self._speedup is not None and event_ms is not None:
             if self._first_ms is None:
-                self._first_ms = event_ms
+                self._first_ms = self._newest_ms = event_ms
+            if event_ms > self._newest_ms + self._jump_ms_max:
+                return 0.0
+            self._newest_ms = max(self._newest_ms, event_ms)
             return (event_ms - self._first_ms) / 1000 / self._speedup - passed
         return 0.0

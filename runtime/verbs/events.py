@@ -46,8 +46,8 @@ def produce_impressions(
     config_file: Path = CONFIG_OPTION,
 ) -> None:
     """Send impressions from a file or from standard input."""
-    pace = _pace(rate, speedup, fast)
-    _produce("impressions", file, pace, connect(directory, bootstrap, config_file))
+    at = connect(directory, bootstrap, config_file)
+    _produce("impressions", file, _pace(at, rate, speedup, fast), at)
 
 
 @produce_app.command("conversions")
@@ -61,8 +61,8 @@ def produce_conversions(
     config_file: Path = CONFIG_OPTION,
 ) -> None:
     """Send conversions from a file or from standard input."""
-    pace = _pace(rate, speedup, fast)
-    _produce("conversions", file, pace, connect(directory, bootstrap, config_file))
+    at = connect(directory, bootstrap, config_file)
+    _produce("conversions", file, _pace(at, rate, speedup, fast), at)
 
 
 def consume(
@@ -106,10 +106,10 @@ def _follow(at: Connection, name: str) -> Iterator[tuple[str, Message]]:
         consumer.close()
 
 
-def _pace(rate: float | None, speedup: float | None, fast: bool) -> Pace:
+def _pace(at: Connection, rate: float | None, speedup: float | None, fast: bool) -> Pace:
     if sum((rate is not None, speedup is not None, fast)) > 1:
         raise typer.BadParameter("give one of --rate, --speedup and --as-fast-as-possible")
-    return Pace(per_second=rate, speedup=speedup)
+    return Pace(per_second=rate, speedup=speedup, jump_ms_max=at.config.events.future_bound)
 
 
 @contextmanager
@@ -130,22 +130,24 @@ def _produce(stream: str, file: Path, pace: Pace, at: Connection) -> None:
     refused = blank = 0
     with _opened(file) as lines, _progress() as progress:
         task = progress.add_task(stream, total=None, sent=0)
-        for number, raw in enumerate(lines, start=1):
-            line = raw.rstrip(b"\r\n")
-            if not line:
-                blank += 1
-                continue
-            _wait(producer, pace, line)
-            if not producer.send(stream, line):
-                refused += 1
-                typer.echo(
-                    f"line {number}: refused, {len(line)} bytes are over "
-                    f"events.bytes_max = {at.config.events.bytes_max}",
-                    err=True,
-                )
-            if number % 200 == 0:
-                progress.update(task, sent=producer.sent[stream])
-        producer.flush()
+        try:
+            for number, raw in enumerate(lines, start=1):
+                line = raw.rstrip(b"\r\n")
+                if not line:
+                    blank += 1
+                    continue
+                _wait(producer, pace, line)
+                if not producer.send(stream, line):
+                    refused += 1
+                    typer.echo(
+                        f"line {number}: refused, {len(line)} bytes are over "
+                        f"events.bytes_max = {at.config.events.bytes_max}",
+                        err=True,
+                    )
+                if number % 200 == 0:
+                    progress.update(task, sent=producer.sent[stream])
+        finally:  # after Ctrl-C, too: what was queued is sent
+            producer.flush()
     said = f"{producer.acknowledged[stream]} {stream} sent"
     said += f", {refused} refused" if refused else ""
     said += f", {blank} blank lines skipped" if blank else ""
