@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from embedding_store.commit import FIRST, CommitRecord, decode_record
-from embedding_store.errors import StoreCorrupt
+from embedding_store.errors import StoreCorrupt, StoreUnreadable
 from embedding_store.layout import RowLayout
 from embedding_store.rocks import ROW_PREFIX, Rocks
 from embedding_store.row import RowFormat
@@ -50,14 +50,20 @@ def known_or_new(directory: Path, rocks: Rocks, layout: RowLayout) -> CommitReco
 
 
 def write_reached(directory: Path, record: CommitRecord) -> None:
-    """Note in `store.json` that the store in `directory` had commit `record`; durable."""
+    """Note in `store.json` that the store in `directory` had commit `record`; durable.
+
+    Raises StoreUnreadable.
+    """
     file, writing = directory / REACHED_FILE, directory / f"{REACHED_FILE}.writing"
-    with writing.open("wb") as opened:
-        opened.write(json.dumps({"format": 1, "commit_id_min": record.id}).encode())
-        opened.flush()
-        os.fsync(opened.fileno())
-    writing.replace(file)
-    sync_directory(directory)
+    try:
+        with writing.open("wb") as opened:
+            opened.write(json.dumps({"format": 1, "commit_id_min": record.id}).encode())
+            opened.flush()
+            os.fsync(opened.fileno())
+        writing.replace(file)
+        sync_directory(directory)
+    except OSError as error:
+        raise StoreUnreadable(f"cannot write: path=`{file}` error=`{error}`") from error
 
 
 def _reached(directory: Path) -> int | None:

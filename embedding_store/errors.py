@@ -4,7 +4,7 @@ StoreError
 ├── StoreLocked      another process has the store open: stop it, or use another path
 ├── LayoutMismatch   the rows on disk have another shape: fix the config or migrate the store
 ├── StoreCorrupt     what is on disk is not what was written: restore a checkpoint
-├── StoreUnreadable  the disk or its permissions refuse: mend them and start again
+├── StoreUnreadable  the disk or its permissions refuse: mend them, start again
 ├── StorePoisoned    a write failed: mend the named cause and restart the process
 ├── CacheTooSmall    two batches do not fit in the hot slab: raise cache_rows_max
 └── StoreMisuse      our own caller is wrong (also a ValueError): a bug, report it
@@ -54,9 +54,10 @@ class StoreCorrupt(StoreError):
 
 
 class StoreUnreadable(StoreError):
-    """The operating system refused to open or read a file of the store.
+    """The operating system refused to open, read or write a file of the store.
 
-    Operator action: check the disk, its permissions and the limit of open files; start again.
+    Inside `commit` and `checkpoint` it comes as the cause of StorePoisoned.
+    Operator action: check the disk's space and permissions and the limit of open files.
     """
 
 

@@ -167,6 +167,7 @@ def _gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-de
         if i + AHEAD < many:
             for column in range(first, first + dim, LINE_WORDS):
                 prefetch(words, slots[i + AHEAD], column)
+            prefetch(words, slots[i + AHEAD], first + dim - 1)  # rows straddle cache lines
         for d in range(dim):
             vectors[i, d] = words[slots[i], first + d]
 

@@ -339,7 +339,7 @@ class EmbeddingStore:
         try:
             self._rocks.close()
             write_reached(self.path, self._record)
-        except (StoreError, OSError):
+        except StoreError:
             if self._poison is None:
                 raise  # a poisoned store said so already, and RocksDB repeats it here
         finally:

@@ -305,6 +305,15 @@ def test_the_bloom_filter_is_alive_after_a_reopen(tmp_path: Path) -> None:
     assert useful > 0.95 * tables * len(absent), (useful, tables)
 
 
+def test_every_write_is_synced_once(tmp_path: Path) -> None:
+    """No kill can show a missing fsync: only a power cut would."""
+    rocks = Rocks(tmp_path / "rocks", statistics=True)
+    for number in range(1, 4):
+        rocks.write([(b"a%d" % i, b"value") for i in range(number)])
+        assert _ticker(rocks, "rocksdb.wal.synced") == number
+    rocks.close()
+
+
 def _ticker(rocks: Rocks, name: str) -> int:
     for line in rocks.statistics().splitlines():
         if line.startswith(f"{name} COUNT"):

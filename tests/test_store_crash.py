@@ -67,7 +67,9 @@ def processes() -> Any:
 
 def _start(processes: Any, target: Any, *arguments: Any) -> tuple[Any, Connection]:
     ours, theirs = processes.Pipe()
-    child = processes.Process(target=target, args=(arguments[0], theirs, *arguments[1:]))
+    child = processes.Process(
+        target=target, args=(arguments[0], theirs, *arguments[1:]), daemon=True
+    )
     child.start()
     theirs.close()
     return child, ours
