@@ -68,7 +68,7 @@ class Batch:
     event_ms: I64
     """[B] the impression's time."""
     log_keep_rate: F32
-    """[B]; added to the logit in training only (log-odds correction of sampled negatives)."""
+    """[B]; taken off the logit in training only (log-odds correction of sampled negatives)."""
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(slot, reason) -> values that were not usable; unknown slots under the name `unknown`."""
 

@@ -90,7 +90,7 @@ def unpack_rows(rows: Sequence[bytes], plan: SidePlan) -> SidePart:
 
 def _floats(raw: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> F32:
     """uint8 [E, 4n] -> float32 [E, n]"""
-    return np.ascontiguousarray(raw).view("<f4").reshape(raw.shape[0], raw.shape[1] // 4)
+    return np.frombuffer(raw.tobytes(), "<f4").reshape(raw.shape[0], raw.shape[1] // 4)
 
 
 @dataclass(slots=True)

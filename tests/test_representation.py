@@ -1,0 +1,149 @@
+"""UR, IR and aggregated CR: from committed state, decayed, counted once, in a fixed order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from embedding_store.store import EmbeddingStore
+from tests.sample_stream import START_MS, make_config, make_samples
+from topics.representation import decode
+from trainer.batch import build_batch
+from trainer.entities import Entity
+from trainer.representation import Representations, normalise
+from trainer.slots import plan_slots
+from trainer.step import Learner, row_layout
+from trainer.tensors import batch_tensors
+
+CONFIG = make_config()
+PLAN = plan_slots(CONFIG)
+HALF_LIFE_MS = CONFIG.publish.cross_half_life
+
+
+@pytest.fixture
+def store(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with EmbeddingStore.open(
+        tmp_path, row_layout(CONFIG), cache_rows_max=4096, owner="test"
+    ) as opened:
+        yield opened
+
+
+def _decoded(records: list) -> dict:  # type: ignore[type-arg]
+    found = {}
+    for topic, key, value, headers in records:
+        kind = topic.removeprefix("representations.")
+        found[kind, key.decode()] = decode(key, value, headers, kind=kind)
+    return found
+
+
+def test_tower_vectors_are_those_of_the_present_state(store: EmbeddingStore) -> None:
+    learner = Learner(PLAN, CONFIG, store)
+    representations = Representations(store, learner, HALF_LIFE_MS)
+    samples = make_samples(40)
+    batch = build_batch(samples, PLAN)
+    result = learner.step(batch, now_ms=1)
+    representations.observe(batch, result.cross, [True] * len(samples))
+    found = _decoded(representations.cut(3, 1).records)
+    # the whole forward pass with the state after the step gives the same UR and IR
+    newest = list({s.user_id: s for s in samples}.values())
+    after = build_batch(newest, PLAN)
+    keys = np.concatenate([p.keys for p in after.parts.values()])
+    rows = torch.from_numpy(store.peek(keys, "shared")[0])
+    learner.model.taps = {}
+    with torch.no_grad():
+        tensors = batch_tensors(after, np.arange(keys.size), learner.moments, torch.device("cpu"))
+        learner.model(tensors, rows)
+    ur = learner.model.taps["ur"].numpy()
+    for b, sample in enumerate(newest):
+        vector = found["user", sample.user_id].vector
+        np.testing.assert_allclose(vector, ur[b], rtol=1e-4, atol=1e-5)
+    assert found["user", newest[0].user_id].version == 3
+    assert len(found) == 2 * (len({s.user_id for s in samples}) + len({s.item_id for s in samples}))
+
+
+def test_a_version_holds_the_touched_only_and_in_order(store: EmbeddingStore) -> None:
+    learner = Learner(PLAN, CONFIG, store)
+    representations = Representations(store, learner, HALF_LIFE_MS)
+    for samples in (make_samples(60), make_samples(60)[:2]):
+        batch = build_batch(samples, PLAN)
+        result = learner.step(batch, now_ms=1)
+        representations.observe(batch, result.cross, [True] * len(samples))
+        cut = representations.cut(1, 1)
+        users = [key.decode() for topic, key, _, _ in cut.records if topic.endswith(".user")]
+        assert users == sorted({s.user_id for s in samples})
+        assert sum(cut.counts.values()) == len(cut.records)
+    assert not representations.any_touched
+
+
+def test_cr_decays_and_does_not_depend_on_the_order_of_events() -> None:
+    draw = np.random.default_rng(0)
+    events = [(draw.normal(size=4).astype(np.float32), int(t)) for t in (0, 500, 1000, 4000)]
+    expected = sum(cr * 2.0 ** (-(4000 - t) / 1000) for cr, t in events)
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        entity = Entity()
+        for k in order:
+            entity.add_cross(*events[k], 1000)
+        np.testing.assert_allclose(entity.cross_sum, expected, rtol=1e-5)
+        assert entity.cross_count == 4 and entity.cross_last_ms == 4000
+
+
+def test_cr_is_counted_once_per_impression_and_features_at_first_sight(
+    store: EmbeddingStore,
+) -> None:
+    learner = Learner(PLAN, CONFIG, store)
+    representations = Representations(store, learner, HALF_LIFE_MS)
+    early = next(s for s in make_samples(1, correct=True, seed=3) if s.state == "early")
+    correction = msgspec.structs.replace(
+        early,
+        state="correction",
+        labels={"click": 1},
+        delays_ms={"click": 50},
+        produced_ms=START_MS,
+    )
+    for sample, first in ((early, True), (correction, False)):
+        batch = build_batch([sample], PLAN)
+        representations.observe(batch, np.ones((1, 32), np.float32), [first])
+    found = _decoded(representations.cut(1, 1).records)
+    user, cross = found["user", early.user_id], found["cross", f"user:{early.user_id}"]
+    assert user.event_ms == early.event_ms + 50  # the conversion is in the user's vector
+    assert cross.event_ms == early.event_ms  # and not in the aggregate, which counts impressions
+    assert representations._entities["user", early.user_id].cross_count == 1
+
+
+def test_what_is_published_of_cr_is_normalised() -> None:
+    vectors = np.asarray([[1, 2, 3, 4], [10, 20, 30, 40], [0, 0, 0, 0]], np.float32)
+    published = normalise(vectors)
+    np.testing.assert_allclose(published[0], published[1], rtol=1e-4)
+    np.testing.assert_allclose(
+        published, torch.nn.functional.layer_norm(torch.from_numpy(vectors), (4,)), rtol=1e-5
+    )
+
+
+def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None:
+    learner = Learner(PLAN, CONFIG, store)
+    representations = Representations(store, learner, HALF_LIFE_MS)
+    new, old = (
+        msgspec.structs.replace(make_samples(1)[0], event_ms=START_MS + t, features={"age": age})
+        for t, age in ((10, 50), (5, 20))
+    )
+    for sample in (new, old):
+        representations.observe(build_batch([sample], PLAN), None, [True])
+    entity = representations._entities["user", new.user_id]
+    assert entity.features_event_ms == START_MS + 10
+    assert entity.packed() == Entity.load(entity.dump()).packed()
+
+
+def test_touched_entities_survive_a_restart(store: EmbeddingStore) -> None:
+    learner = Learner(PLAN, CONFIG, store)
+    representations = Representations(store, learner, HALF_LIFE_MS)
+    batch = build_batch(make_samples(10), PLAN)
+    result = learner.step(batch, now_ms=1)
+    representations.observe(batch, result.cross, [True] * 10)
+    representations.stage()
+    again = Representations(store, learner, HALF_LIFE_MS)
+    left, right = again.cut(1, 1).records, representations.cut(1, 1).records
+    assert left == right and left
