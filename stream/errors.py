@@ -31,3 +31,16 @@ class JoinStateLost(JoinError):
             " starting over would write every sample twice\n"
             "hint: give the --state-dir of the earlier run, or a new kafka.topic_prefix"
         )
+
+
+class JoinModeChanged(JoinError):
+    """A restored source keeps the end (or the endlessness) that it was started with.
+
+    Operator action: the same mode as before, or a new --state-dir under a new topic prefix.
+    """
+
+    def __init__(self, state_dir: Path, before: str, now: str) -> None:
+        super().__init__(
+            f"{state_dir} holds the state of a join over {before} input, and this one is {now}\n"
+            f"hint: run it {before} again, or give a new --state-dir and kafka.topic_prefix"
+        )

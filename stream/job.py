@@ -1,7 +1,7 @@
 """Plan the join in PyFlink, submit it, and follow it to its end. The only module with PyFlink.
 
-PyFlink runs the whole job in a JVM that this process starts and that ends with it, so killing this
-process at any moment is a crash of the join: the next start restores the newest retained checkpoint.
+PyFlink runs the whole job in a JVM that this process starts and that dies with it, so killing this
+process at any moment is a crash of the join: the next start restores the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -18,16 +18,38 @@ import structlog
 from settings.config import Config
 from stream.errors import JoinFailed, JoinStateLost
 from stream.plan import flink_settings, statements
-from stream.restore import forget_finished, retained_checkpoints
+from stream.restore import check_mode, forget_finished, retained_checkpoints
+from stream.tether import lock_state_dir, tether
 
 JAR_NAMES = ("headwater-join.jar", "flink-sql-connector-kafka-5.0.0-2.2.jar")
 _HEAP = "-Xms256m -Xmx2g -XX:+UseParallelGC -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData"
+_LOG4J = """status = error
+appender.file.type = RollingFile
+appender.file.name = file
+appender.file.fileName = ${sys:log.file}
+appender.file.filePattern = ${sys:log.file}.%i
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d %-5p %c{1} - %m%n
+appender.file.policies.type = Policies
+appender.file.policies.size.type = SizeBasedTriggeringPolicy
+appender.file.policies.size.size = 20MB
+appender.file.strategy.type = DefaultRolloverStrategy
+appender.file.strategy.max = 3
+rootLogger.level = info
+rootLogger.appenderRef.file.ref = file
+# Two lines per checkpoint each, about nothing: the sink registers a metric twice.
+logger.metrics.name = org.apache.flink.metrics.MetricGroup
+logger.metrics.level = error
+logger.kafka.name = org.apache.flink.kafka.shaded
+logger.kafka.level = warn
+"""
 _CAUSE = re.compile(r"^\s*Caused by: (.+)$", re.MULTILINE)
 # What Flink says once a task is already down; the reason is another exception.
 _NOISE = re.compile(
     r"TaskNotRunningException|OperatorEvent from an OperatorCoordinator|Recovery is suppressed"
     r"|Job execution failed|CancelTaskException"
 )
+_PY4J = "An error occurred while calling"
 _LOG_TAIL_CHARS = 500_000
 _HINTS = (
     ("transaction timeout", "lower join.transaction_timeout, or raise transaction.max.timeout.ms"),
@@ -74,9 +96,11 @@ class JoinJob:
         """
         self._log_dir = (state_dir / "logs").resolve()
         self._log_dir.mkdir(parents=True, exist_ok=True)
-        forget_finished(state_dir)
         jars = jar_paths()
-        tables = self._start_jvm(jars)
+        self._lock = lock_state_dir(state_dir)
+        check_mode(state_dir, bounded=bounded)
+        forget_finished(state_dir)
+        tables = self._start_jvm()
         self.restored_from = _newest_readable(state_dir)
         if self.restored_from is None and has_run():
             raise JoinStateLost(state_dir)
@@ -122,19 +146,20 @@ class JoinJob:
         while not cancelled.done() and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _start_jvm(self, jars: list[Path]) -> Callable[[dict[str, str]], Any]:
+    def _start_jvm(self) -> Callable[[dict[str, str]], Any]:
         """Start PyFlink's JVM with our heap and log directory; returns what makes environments."""
         os.environ.setdefault("JVM_ARGS", _HEAP)
         os.environ["FLINK_LOG_DIR"] = str(self._log_dir)
+        _write_log_settings(self._log_dir)
         try:
+            from pyflink import pyflink_gateway_server
             from pyflink.common import Configuration
             from pyflink.java_gateway import get_gateway
             from pyflink.table import EnvironmentSettings, TableEnvironment
         except ImportError as error:
             raise JoinFailed(f"PyFlink is not installed: {error}", hint="make setup") from None
-        jvm = get_gateway().jvm
-        # PyFlink never reads its JVM's stderr; a pipe that fills up would block the JVM for ever.
-        jvm.System.setErr(jvm.java.io.PrintStream(str(self._log_dir / "stderr.log")))
+        tether(pyflink_gateway_server, self._lock, self._log_dir / "stderr.log")
+        get_gateway()
 
         def make(settings: dict[str, str]) -> Any:
             configuration = Configuration()
@@ -156,18 +181,26 @@ class JoinJob:
     def _failure(self, error: Exception) -> JoinFailed:
         text = str(error)
         causes = _CAUSE.findall(text)
-        lines = [line.removeprefix(": ") for line in text.strip().splitlines()]
-        told = [
-            line
-            for line in lines
-            if line and not line.startswith("An error occurred while calling")
-        ]
+        lines = [line.removeprefix(": ") for line in text.strip().splitlines() if line]
+        told = [line for line in lines if not line.startswith(_PY4J)][:1]
         own = [cause for cause in causes if not _NOISE.search(cause)]
-        reason = (own or causes and self._logged_causes() or causes or told[:1] or [repr(error)])[
-            -1
-        ]
+        if causes and not own:
+            own = self._logged_causes()
+        reason = (own or causes or told or [repr(error)])[-1]
         hint = next((hint for sign, hint in _HINTS if sign in text), None)
         return JoinFailed(reason, hint=hint, log=self._log_dir)
+
+
+def _write_log_settings(log_dir: Path) -> None:
+    """A configuration directory like PyFlink's own, but with logs that cannot fill the disk."""
+    import pyflink
+
+    shipped = Path(pyflink.__file__).parent / "conf" / "config.yaml"
+    folder = log_dir / "conf"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_bytes(shipped.read_bytes())
+    (folder / "log4j-cli.properties").write_text(_LOG4J, encoding="utf-8")
+    os.environ["FLINK_CONF_DIR"] = str(folder)
 
 
 def _newest_readable(state_dir: Path) -> Path | None:

@@ -1,7 +1,7 @@
 """The join as text: Flink's settings and the SQL, made from the config. Knows nothing of PyFlink.
 
-The plan, in one line: two Kafka tables in the `headwater-event` format (validated once, watermark per
-partition) -> union -> the process table function `attribution_join` keyed by (user_id, item_id) ->
+The plan, in one line: two Kafka tables in the `headwater-event` format (validated once, a watermark
+per partition) -> union -> the process table function `attribution_join` keyed by (user_id, item_id) ->
 one transactional Kafka sink over all output topics, so that one transaction holds every verdict.
 """
 
@@ -139,7 +139,7 @@ def _union() -> str:
         " source_partition, source_offset, produced, clock_ms"
     )
     selects = (
-        f"SELECT CAST({number} AS INT) AS `stream`, {columns} FROM {stream}"
+        f"SELECT CAST({number} AS INT) AS `stream`, {columns} FROM {stream}"  # noqa: S608  our own names
         for number, stream in enumerate((IMPRESSIONS, CONVERSIONS))
     )
     return "CREATE TEMPORARY VIEW events AS " + " UNION ALL ".join(selects)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from stream.errors import JoinModeChanged
+
 _NUMBER = re.compile(r"chk-(\d+)")
 
 
@@ -26,6 +28,17 @@ def retained_checkpoints(state_dir: Path) -> Iterator[Path]:
             found.append((int(match.group(1)), metadata.stat().st_mtime, metadata.parent))
     for _, _, path in sorted(found, reverse=True):
         yield path
+
+
+def check_mode(state_dir: Path, *, bounded: bool) -> None:
+    """Raise JoinModeChanged if the state here was made by a run of the other mode."""
+    now = "bounded" if bounded else "unbounded"
+    note = state_dir / "mode"
+    if any(retained_checkpoints(state_dir)) and note.exists():
+        before = note.read_text(encoding="utf-8").strip()
+        if before != now:
+            raise JoinModeChanged(state_dir, before, now)
+    note.write_text(f"{now}\n", encoding="utf-8")
 
 
 def forget_finished(state_dir: Path) -> None:
