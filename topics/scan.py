@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from settings.config import Config
@@ -48,12 +48,14 @@ def read_to_end(
     bootstrap: str,
     names: Sequence[str],
     *,
+    start: Mapping[Partition, int] | None = None,
     until: Mapping[Partition, int] | None = None,
     read_committed: bool = True,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, Message]]:
     """(topic without prefix, record) of every record below the ends of now, in offset order within
-    a partition; with `until`, below those offsets where they are nearer. `stopped` ends it early.
+    a partition; with `start`, from those offsets; with `until`, below those where they are nearer.
+    `stopped` ends it early.
 
     Raises TopicUnavailable when Kafka stays silent for 30 s, and TopicUnknown.
     """
@@ -62,13 +64,16 @@ def read_to_end(
     )
     try:
         ends: dict[Partition, int] = {}
+        assignment: list[TopicPartition] = []
         for name in names:
             for partition in range(partition_count(config, name)):
                 low, end = _watermarks(consumer, config.topic(name), partition)
                 end = min(end, (until or {}).get((name, partition), end))
+                low = max(low, (start or {}).get((name, partition), low))
                 if low < end:
                     ends[name, partition] = end
-        consumer.assign([TopicPartition(config.topic(n), p, OFFSET_BEGINNING) for n, p in ends])
+                    assignment.append(TopicPartition(config.topic(name), partition, low))
+        consumer.assign(assignment)
         yield from _read(consumer, config, ends, stopped)
     finally:
         consumer.close()
