@@ -34,7 +34,7 @@ def samples(count: int, seed: int = 0) -> Iterator[Sample]:
 def _impression(
     draw: random.Random, n: int, now: int, due: list[tuple[int, int, Sample]]
 ) -> Iterator[Sample]:
-    user, item = f"u{int(draw.paretovariate(0.8)) % 400}", f"i{int(draw.paretovariate(0.9)) % 150}"
+    user, item = f"u{int(draw.paretovariate(0.3)) % 2500}", f"i{int(draw.paretovariate(0.4)) % 700}"
     fields = {
         "impression_id": f"imp{n}",
         "user_id": user,

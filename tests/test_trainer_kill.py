@@ -1,0 +1,159 @@
+"""`kill -9` of the trainer at random moments leaves the bytes of an uninterrupted run.
+
+One sample log, written once per run into topics of its own (one partition, so one order); batches,
+commits and versions are cut by count. Compared: every row of the store with its header and
+optimizer state, every other durable record, and the newest record per key of every published
+topic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from embedding_store.store import EmbeddingStore
+from settings.config import Config
+from settings.load import load_config
+from tests.sample_log import KINDS, SLOTS_TOML, samples
+from topics.admin import ensure_topics
+from topics.client import producer_settings
+from topics.names import REPRESENTATION_TOPICS, SAMPLES
+from topics.sample import encode_sample
+from topics.scan import read_to_end
+from trainer.step import row_layout
+
+IMPRESSIONS = 4_000
+KILLS = 20 if os.environ.get("HEADWATER_PROVE") else 5
+_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _write_config(path: Path, prefix: str) -> Config:
+    kinds = "".join(f'[kinds.{kind}]\nwindow = "20s"\n' for kind in KINDS)
+    path.write_text(
+        f"""domains = ["feed", "search"]
+[kafka]
+topic_prefix = "{prefix}"
+partitions = 1
+[join]
+policy = "correct"
+[trainer]
+cut_by = "count"
+batch_samples_max = 64
+commit_every_steps = 4
+[publish]
+cross_half_life = "1h"
+{kinds}{SLOTS_TOML}""",
+        encoding="utf-8",
+    )
+    return load_config(path, env={}).config
+
+
+def _write_log(config: Config, bootstrap: str) -> None:
+    ensure_topics(config, bootstrap)
+    producer = Producer(producer_settings(config, bootstrap))
+    for sample in samples(IMPRESSIONS):
+        producer.produce(config.topic(SAMPLES), encode_sample(sample), key=sample.user_id.encode())
+        producer.poll(0)
+    assert producer.flush(30) == 0
+
+
+def _start(config_path: Path, bootstrap: str, store: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "trainer", "--config", str(config_path)),
+            *("--bootstrap", bootstrap, "--store", str(store), "--until-end"),
+        ],
+        env=_ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _run_to_end(config_path: Path, bootstrap: str, store: Path) -> float:
+    started = time.monotonic()
+    trainer = _start(config_path, bootstrap, store)
+    _, said = trainer.communicate(timeout=180)
+    assert trainer.returncode == 0, said
+    return time.monotonic() - started
+
+
+def _store_digest(config: Config, path: Path) -> dict[str, str]:
+    """Content by kind of record, not RocksDB's files."""
+    with EmbeddingStore.open(
+        path, row_layout(config), cache_rows_max=config.store.cache_rows_max, owner="test"
+    ) as store:
+        return {"content": store.content_digest(), "rows": str(sum(1 for _ in store.rows()))}
+
+
+def _published_digest(config: Config, bootstrap: str) -> dict[str, tuple[int, str]]:
+    digests = {}
+    for name in REPRESENTATION_TOPICS:
+        newest: dict[bytes, bytes] = {}
+        for _, message in read_to_end(config, bootstrap, [name]):
+            headers = b"".join(k.encode() + bytes(v) for k, v in message.headers() or [])
+            newest[message.key() or b""] = headers + (message.value() or b"tombstone")
+        digest = hashlib.blake2b()
+        for key in sorted(newest):
+            digest.update(key + newest[key])
+        digests[name] = (len(newest), digest.hexdigest())
+    return digests
+
+
+@pytest.fixture
+def uninterrupted(kafka: str, prefix: str, tmp_path: Path) -> Iterator[tuple[Config, Path, float]]:
+    path = tmp_path / "uninterrupted.toml"
+    config = _write_config(path, f"{prefix}-a")
+    _write_log(config, kafka)
+    yield config, path, _run_to_end(path, kafka, tmp_path / "store-a")
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.kill
+@pytest.mark.timeout(900)
+def test_killed_trainer_ends_with_the_same_bytes(
+    kafka: str, prefix: str, tmp_path: Path, uninterrupted: tuple[Config, Path, float]
+) -> None:
+    config_a, path_a, seconds = uninterrupted
+    store_a = tmp_path / "store-a"
+    # Nothing is left to learn, so this is how long a start takes; and it must change nothing.
+    start_seconds = _run_to_end(path_a, kafka, store_a)
+    stride_seconds = max(0.5, (seconds - start_seconds) * 1.3 / KILLS)
+    path = tmp_path / "killed.toml"
+    config_b = _write_config(path, f"{prefix}-b")
+    _write_log(config_b, kafka)
+    seed = int(os.environ.get("HEADWATER_SEED", random.randrange(2**31)))
+    print(f"HEADWATER_SEED={seed}")  # noqa: T201  shown when the test fails, to run it again
+    draw = random.Random(seed)
+    store_b, killed = tmp_path / "store-b", 0
+    while killed < KILLS:
+        trainer = _start(path, kafka, store_b)
+        # Anywhere from its start to its end: in imports, in recovery, in a step, in a commit.
+        try:
+            trainer.wait(start_seconds * draw.uniform(0.7, 1.0) + draw.random() * stride_seconds)
+        except subprocess.TimeoutExpired:
+            killed += 1
+        trainer.kill()
+        said = trainer.communicate()[1]
+        assert trainer.returncode in (-9, 0), said
+        if trainer.returncode == 0:
+            break
+    assert killed >= KILLS / 2, "too few kills landed to prove anything"
+    _run_to_end(path, kafka, store_b)
+
+    rows_a, rows_b = _store_digest(config_a, store_a), _store_digest(config_b, store_b)
+    assert int(rows_a["rows"]) > 1000
+    assert rows_b == rows_a
+    published = _published_digest(config_a, kafka)
+    assert all(count > 100 for count, _ in published.values())
+    assert _published_digest(config_b, kafka) == published
