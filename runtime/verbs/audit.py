@@ -35,7 +35,10 @@ def audit(
             shown = {k: v for k, v in found[stream].items() if not isinstance(v, dict)}
             typer.echo(f"{stream}: " + ", ".join(f"{v} {k}" for k, v in shown.items()))
         typer.echo("balanced" if found["balanced"] else "NOT BALANCED")
-        for problem in found.get("problems", [])[:20]:
+        for one in found["differences"][:20]:
+            where = f"{one['stream']} partition {one['partition']} offset {one['offset']}"
+            typer.echo(f"  {where} (id {one['id']}): {one['problem']}")
+        for problem in found["unreadable"]:
             typer.echo(f"  {problem}")
     if not found["balanced"]:
         raise typer.Exit(1)
