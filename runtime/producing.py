@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from topics.errors import TopicError, topic_error
 from topics.event import event_key
 
 _POLL_EVERY = 500
+# What librdkafka says of its connections is noise beside errors, which reach us as errors.
+_QUIET = logging.getLogger("headwater.librdkafka")
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
 
 
 class _Pair(msgspec.Struct):
@@ -56,7 +61,7 @@ class EventProducer:
     def __init__(self, config: Config, bootstrap: str) -> None:
         self._bytes_max = config.events.bytes_max
         self._topics = {name: config.topic(name) for name in ("impressions", "conversions")}
-        self._producer = Producer(producer_settings(config, bootstrap))
+        self._producer = Producer(producer_settings(config, bootstrap), logger=_QUIET)
         self._delivered = {name: self._on_delivery(name) for name in self._topics}
         self._first_error: TopicError | None = None
         self._since_poll = 0

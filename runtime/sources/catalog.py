@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import time
 from pathlib import Path
 
 from runtime.sources.deskdrop import DeskdropTraffic
@@ -28,7 +27,7 @@ def open_source(
     if name == "simulated":
         if data is not None:
             raise SourceError("--data is for real logs; the simulated source reads no file")
-        return SimulatedTraffic(start_ms=time.time_ns() // 1_000_000, seed=seed, rate=rate or 200.0)
+        return SimulatedTraffic(seed=seed, rate=rate or 200.0)
     if name not in SOURCES:
         close = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]!r}?" if close else ""

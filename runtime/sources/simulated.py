@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from runtime.run_state import now_ms
 from runtime.sources.faults import Faults
 from runtime.sources.traffic import TrafficEvent
 from runtime.sources.world import CATEGORIES, DEVICES, DOMAINS, FACTORS, KINDS, Shown, World
@@ -29,9 +30,10 @@ _DOMAIN_NAMES = tuple(DOMAINS)
 
 
 class SimulatedTraffic:
-    """Endless unless `impressions_max` is given. Event time starts at `start_ms` (unix ms).
+    """Endless unless `impressions_max` is given. Event time starts at `start_ms` (unix ms), or
+    without it when the events are asked for.
 
-    Same arguments, same bytes. `rate` is impressions per second of event time.
+    Same arguments with a `start_ms`, same bytes. `rate` is impressions per second of event time.
     """
 
     name = "simulated"
@@ -40,7 +42,7 @@ class SimulatedTraffic:
     def __init__(
         self,
         *,
-        start_ms: int,
+        start_ms: int | None = None,
         seed: int = 0,
         rate: float = 200.0,
         users: int = 1_500,
@@ -99,9 +101,10 @@ class SimulatedTraffic:
     def _honest(self) -> Iterator[TrafficEvent]:
         """Every impression once and every conversion once, in event time."""
         random = np.random.Generator(np.random.PCG64(self._seed))
-        world = World(random, *self._size, self._start_ms, self._item_arrival_ms)
+        start_ms = now_ms() if self._start_ms is None else self._start_ms
+        world = World(random, *self._size, start_ms, self._item_arrival_ms)
         story = _Story(world)
-        clock_ms = float(self._start_ms)
+        clock_ms = float(start_ms)
         left = math.inf if self._impressions_max is None else self._impressions_max
         while left > 0:
             count = int(min(_CHUNK, left))

@@ -45,9 +45,9 @@ class KindTruth:
 
 
 KINDS: Mapping[str, KindTruth] = {
-    "click": KindTruth(-2.2, 1.0, 1_200, 0.8, 10_000),
-    "like": KindTruth(-3.4, 1.2, 3_000, 0.9, 20_000),
-    "purchase": KindTruth(-4.0, 1.4, 7_000, 0.8, 30_000, value_median=25.0),
+    "click": KindTruth(-3.2, 1.0, 1_200, 0.8, 10_000),
+    "like": KindTruth(-4.4, 1.2, 3_000, 0.9, 20_000),
+    "purchase": KindTruth(-5.0, 1.4, 7_000, 0.8, 30_000, value_median=25.0),
 }
 DOMAINS: Mapping[str, tuple[float, float]] = {
     "feed": (0.800, 0.0),
@@ -96,6 +96,11 @@ class World:
         self.item_prices = np.round(np.exp(random.normal(3.0, 0.7, item_count)), 2)
         self.user_activity = 1 / np.arange(1, users + 1) ** 0.6
         self._user_share = self.user_activity / self.user_activity.sum()
+        advertiser_quality = random.normal(0, 0.8, int(self.item_advertisers.max()) + 1)
+        self._item_quality = advertiser_quality[self.item_advertisers] + random.normal(
+            0, 0.5, item_count
+        )
+        self._user_propensity = random.normal(0, 0.5, users)
         self._popularity = random.permutation(1 / np.arange(1, item_count + 1) ** 0.7)
         late = start_ms + arrival_ms * np.arange(1, items + 1)
         self._arrivals_ms = np.concatenate([np.zeros(items, np.int64), late])
@@ -138,6 +143,7 @@ class World:
             np.array([kind.affinity for kind in KINDS.values()]) * taste / math.sqrt(FACTORS)
         )
         logits += (shifts[domains] + _DEVICE_LOGIT[devices])[:, None]
+        logits += (self._item_quality[items] + self._user_propensity[users])[:, None]
         logits -= 0.2 * (np.log(self.item_prices[items]) - 3.0)[:, None]
         return 1 / (1 + np.exp(-logits))  # type: ignore[no-any-return]
 
