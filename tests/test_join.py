@@ -1,0 +1,230 @@
+"""The real Flink job over a real broker against the rules in plain Python (tests/join_oracle)."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings.config import Config
+from tests.join_oracle import Verdicts, judge, owner_of
+from tests.join_run import Bytes, Coordinates, Row, join_bounded, produce
+from tests.join_stories import LONGEST_MS, START_MS, WINDOWS_MS, Event, bad_events, encoded, stories
+
+pytestmark = [pytest.mark.kafka, pytest.mark.flink, pytest.mark.slow]
+
+SEEDS = [int(seed) for seed in os.environ.get("HEADWATER_JOIN_SEEDS", "1").split(",")]
+PAIRS = int(os.environ.get("HEADWATER_JOIN_PAIRS", "3000"))
+VERDICT_OF_TOPIC = {
+    "attributions": "attributed",
+    "late": "late",
+    "orphans": "orphan",
+    "duplicates": "duplicate",
+    "undecodable": "undecodable",
+}
+
+
+def _config(prefix: str, partitions: int = 2, **join: Any) -> Config:
+    return Config.model_validate(
+        {
+            "kafka": {"topic_prefix": prefix, "partitions": partitions},
+            "kinds": {kind: {"window": f"{ms}ms"} for kind, ms in WINDOWS_MS.items()},
+            "join": join,
+        }
+    )
+
+
+def _terminals(rows: list[Row]) -> dict[Coordinates, Row]:
+    """The one record in which each event ended; fails on a second one."""
+    found: dict[Coordinates, Row] = {}
+    for row in rows:
+        if row.topic != "samples" or row.json["state"] == "final":
+            assert row.about not in found, (row.about, row.topic, found[row.about].topic)
+            found[row.about] = row
+    return found
+
+
+def _verdict(row: Row) -> str:
+    return VERDICT_OF_TOPIC.get(row.topic, "sampled")
+
+
+def _samples(
+    rows: list[Row], placed: dict[Coordinates, tuple[str, int]]
+) -> dict[int, list[dict[str, Any]]]:
+    """Position of the impression -> its samples by revision, which count from 0."""
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row.topic == "samples":
+            found[placed[row.about][1]].append(row.json)
+    for samples in found.values():
+        samples.sort(key=lambda sample: int(sample["revision"]))
+        assert [sample["revision"] for sample in samples] == list(range(len(samples)))
+    return found
+
+
+def _expect_final(sample: dict[str, Any], event: Event, labels: dict[str, list[Event]]) -> None:
+    first = {kind: events[0] for kind, events in labels.items() if events}
+    own = {name: sample[name] for name in event}
+    assert own == event
+    assert sample["labels"] == {kind: int(kind in first) for kind in WINDOWS_MS}
+    assert sample["delays_ms"] == {k: c["event_ms"] - event["event_ms"] for k, c in first.items()}
+    assert sample["values"] == {k: c["value"] for k, c in first.items() if c["value"] is not None}
+    assert (sample["keep_rate"], sample["elapsed_ms"]) == (1.0, LONGEST_MS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_wait_gives_every_event_its_verdict_in_any_order(
+    kafka: str, prefix: str, tmp_path: Path, seed: int
+) -> None:
+    random_ = random.Random(seed)
+    impressions, conversions = stories(random_, PAIRS)
+    bad = bad_events(impressions[0], conversions[0])
+    events: dict[str, list[Bytes]] = {
+        "impressions": [encoded(random_, event) for event in impressions],
+        "conversions": [encoded(random_, event) for event in conversions],
+    }
+    for stream, records in bad.items():
+        events[stream] += [(None, value) for value, _ in records]
+    config = _config(prefix, policy="wait", lateness="1d")
+    placed = produce(config, kafka, events)
+    rows = join_bounded(config, kafka, tmp_path)
+
+    expected = judge(impressions, conversions, WINDOWS_MS)
+    verdicts = {"impressions": expected.impressions, "conversions": expected.conversions}
+    found = _terminals(rows)
+    assert set(found) == set(placed)
+    for about, row in found.items():
+        stream, position = placed[about]
+        if position >= len(verdicts[stream]):
+            value, reason = bad[stream][position - len(verdicts[stream])]
+            assert (row.topic, row.value, row.key) == ("undecodable", value, None)
+            assert row.headers["hw_reason"].startswith(reason), (row.headers["hw_reason"], reason)
+            continue
+        assert _verdict(row) == verdicts[stream][position], (about, row.headers)
+        if row.topic in ("late", "orphans", "duplicates"):
+            assert (row.key, row.value) == events[stream][position]
+            assert row.headers["hw_reason"]
+    _expect_attributions(found, placed, expected, impressions, conversions)
+    for position, samples in _samples(rows, placed).items():
+        assert [sample["state"] for sample in samples] == ["final"]
+        _expect_final(samples[0], impressions[position], expected.labels[position])
+
+
+def _expect_attributions(
+    found: dict[Coordinates, Row],
+    placed: dict[Coordinates, tuple[str, int]],
+    expected: Verdicts,
+    impressions: list[Event],
+    conversions: list[Event],
+) -> None:
+    for about, row in found.items():
+        if row.topic == "attributions":
+            conversion = conversions[placed[about][1]]
+            owner = impressions[expected.owner[placed[about][1]]]
+            assert row.key == conversion["conversion_id"].encode()
+            assert row.json == {
+                "conversion_id": conversion["conversion_id"],
+                "impression_id": owner["impression_id"],
+                "kind": conversion["kind"],
+            }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_correct_says_what_was_known_when(
+    kafka: str, prefix: str, tmp_path: Path, seed: int
+) -> None:
+    random_ = random.Random(seed + 1000)
+    elapsed_ms = 30_000
+    impressions, conversions = stories(random_, PAIRS)
+    events: dict[str, list[Bytes]] = {
+        "impressions": [encoded(random_, event) for event in impressions],
+        "conversions": [encoded(random_, event) for event in conversions],
+    }
+    config = _config(prefix, policy="correct", elapsed=f"{elapsed_ms}ms", lateness="1d")
+    placed = produce(config, kafka, events)
+    rows = join_bounded(config, kafka, tmp_path)
+
+    expected = judge(impressions, conversions, WINDOWS_MS)
+    _expect_attributions(_terminals(rows), placed, expected, impressions, conversions)
+    samples = _samples(rows, placed)
+    assert set(samples) == {i for i, v in enumerate(expected.impressions) if v == "sampled"}
+    for position, (early, *corrections, final) in samples.items():
+        at_ms = impressions[position]["event_ms"]
+        labels = {k: found for k, found in expected.labels[position].items() if found}
+        _expect_final(final, impressions[position], labels)
+        soon = {k for k, found in labels.items() if found[0]["event_ms"] - at_ms <= elapsed_ms}
+        assert (early["state"], early["elapsed_ms"]) == ("early", elapsed_ms)
+        assert early["labels"] == {kind: int(kind in soon) for kind in WINDOWS_MS}
+        assert {sample["state"] for sample in corrections} <= {"correction"}
+        assert sorted(k for s in corrections for k in s["labels"]) == sorted(set(labels) - soon)
+        for sample in corrections:
+            [(kind, label)] = sample["labels"].items()
+            delays_ms = [found["event_ms"] - at_ms for found in labels[kind]]
+            assert label == 1
+            assert sample["delays_ms"] == {kind: sample["elapsed_ms"]}
+            assert sample["elapsed_ms"] in delays_ms
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_late_events_end_apart_and_the_rest_is_joined(
+    kafka: str, prefix: str, tmp_path: Path, seed: int
+) -> None:
+    """In arrival order with events far behind at the end: what is late depends on the watermark's
+    steps, so the verdicts are taken as given, and everything else must follow from them."""
+    random_ = random.Random(seed + 2000)
+    impressions, conversions = stories(random_, PAIRS)
+    for all_events in (impressions, conversions):
+        straggling = random_.sample(range(len(all_events)), len(all_events) // 10)
+        order = {id(all_events[i]): len(straggling) for i in straggling}
+        all_events.sort(key=lambda event: (order.get(id(event), 0), event["event_ms"]))
+    # Something far ahead in both streams, so that the watermark passes most of the stragglers.
+    for step in range(200):
+        own = {"user_id": "ahead", "item_id": str(step), "event_ms": START_MS + step * 100_000}
+        impressions.insert(
+            len(impressions) * 9 // 10,
+            {"impression_id": f"a{step}", **own, "domain": "d", "features": {}},
+        )
+        conversions.insert(
+            len(conversions) * 9 // 10,
+            {"conversion_id": f"a{step}", "impression_id": None, **own, "kind": "buy", "value": 1},
+        )
+    config = _config(prefix, partitions=1, policy="correct", elapsed="0s", lateness="1s")
+    events: dict[str, list[Bytes]] = {
+        "impressions": [encoded(random_, event) for event in impressions],
+        "conversions": [encoded(random_, event) for event in conversions],
+    }
+    placed = produce(config, kafka, events)
+    rows = join_bounded(config, kafka, tmp_path)
+
+    found = _terminals(rows)
+    assert set(found) == set(placed)
+    counts = Counter((about[0], _verdict(row)) for about, row in found.items())
+    assert counts["impressions", "late"] > 0
+    sampled = {placed[a][1] for a, r in found.items() if r.topic == "samples"}
+    pairs: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i in sampled:
+        pairs[impressions[i]["user_id"], impressions[i]["item_id"]].append(i)
+    for about, row in found.items():
+        stream, position = placed[about]
+        event = (impressions if stream == "impressions" else conversions)[position]
+        if row.topic == "late":
+            assert event["event_ms"] <= row.watermark_ms
+        if stream == "impressions" or row.topic == "duplicates":
+            continue
+        owner = owner_of(event, impressions, pairs[event["user_id"], event["item_id"]], WINDOWS_MS)
+        if row.topic == "attributions":
+            assert owner is not None
+            assert row.json["impression_id"] == impressions[owner]["impression_id"]
+        elif owner is not None:  # it would have belonged, had it come before that one closed
+            assert row.topic == "late"
+            assert impressions[owner]["event_ms"] + LONGEST_MS <= row.watermark_ms
+    for position, (early, *corrections, final) in _samples(rows, placed).items():
+        assert (early["state"], final["state"]) == ("early", "final")
+        told = [k for k, label in early["labels"].items() if label]
+        told += [kind for sample in corrections for kind in sample["labels"]]
+        assert sorted(told) == sorted(k for k, label in final["labels"].items() if label)
+        assert {name: final[name] for name in impressions[position]} == impressions[position]
