@@ -168,8 +168,9 @@ def _gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-de
             for column in range(first, first + dim, LINE_WORDS):
                 prefetch(words, slots[i + AHEAD], column)
             prefetch(words, slots[i + AHEAD], first + dim - 1)  # rows straddle cache lines
+        vector = words[slots[i], first : first + dim]  # a slice: its index needs no sign check
         for d in range(dim):
-            vectors[i, d] = words[slots[i], first + d]
+            vectors[i, d] = vector[d]
 
 
 @njit(nogil=True, cache=True)
@@ -193,8 +194,9 @@ def _adagrad(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         if np.isfinite(total):
             words[slot, state] = total
             rate = lr / (np.sqrt(total) + eps)
+            vector = words[slot, first : first + dim]
             for d in range(dim):
-                words[slot, first + d] -= rate * grad[i, d]
+                vector[d] -= rate * grad[i, d]
         else:
             skipped += 1
         if counts.shape[0] > 0:

@@ -119,6 +119,8 @@ def scripted_step(store: EmbeddingStore, step: int, *, ids: int = 30, universe: 
     """One training step, a function of `step`: ids with duplicates, two sets, state."""
     rng = np.random.default_rng(step)
     values = (universe * rng.random(ids) ** 3).astype(int)
+    only_seen = rng.integers(0, universe, ids // 4)  # predicted for, never learnt from
+    store.lookup(row_keys("user", [str(v) for v in only_seen]), now_ms=1000 * step)
     lookup = store.lookup(row_keys("item", [str(v) for v in values]), now_ms=1000 * step)
     for name in ("shared", "exp:0"):
         grad = store.gather(lookup, name) + np.float32(0.1)

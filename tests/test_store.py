@@ -27,7 +27,7 @@ from embedding_store.store import EmbeddingStore, Lookup
 from tests.store_oracle import LAYOUT, Oracle, assert_same, scripted_step
 
 CACHE_ROWS = 24
-EXAMPLES = int(os.environ.get("HEADWATER_STORE_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("HEADWATER_STORE_EXAMPLES", "20"))
 KEYS = row_keys("item", [str(i) for i in range(60)])
 
 ids = st.lists(st.integers(0, 59), min_size=1, max_size=30).filter(lambda v: len(set(v)) <= 12)
@@ -232,6 +232,32 @@ def test_a_zero_row_is_found(tmp_path: Path) -> None:
         assert store.peek(KEYS[:1], "shared")[1].all()
         headers = {key: header for key, header, _ in store.rows()}
         assert headers[int(KEYS[0])].created_s == 5
+
+
+def test_headers_count_occurrences_once_per_batch_and_times_never_fall(tmp_path: Path) -> None:
+    with _open(tmp_path / "s") as store:
+        for now_ms in (7_000, 9_999, 5_000):
+            lookup = store.lookup(KEYS[[0, 1, 0]], now_ms=now_ms)
+            for name in ("shared", "exp:0"):
+                grad = np.zeros_like(store.gather(lookup, name))
+                store.update(lookup, name, grad, now_ms=now_ms)
+        store.lookup(KEYS[[0]], now_ms=20_000)  # seen without learning: nothing to count
+        headers = {key: header for key, header, _ in store.rows()}
+    told = headers[int(KEYS[0])], headers[int(KEYS[1])]
+    assert [(h.created_s, h.last_touched_s, h.count) for h in told] == [(7, 9, 6), (7, 9, 3)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_a_gradient_that_is_not_finite_leaves_its_row_alone(tmp_path: Path, bad: float) -> None:
+    with _open(tmp_path / "s") as store:
+        lookup = store.lookup(KEYS[:2], now_ms=0)
+        before = store.gather(lookup, "shared")
+        grad = np.ones_like(before)
+        grad[1, 2] = bad
+        store.update(lookup, "shared", grad, now_ms=0)
+        after = store.gather(lookup, "shared")
+        assert not np.array_equal(after[0], before[0]) and np.array_equal(after[1], before[1])
+        assert store.stats().gradients_not_finite == 1
 
 
 def test_misuse_is_refused_by_name(tmp_path: Path) -> None:
