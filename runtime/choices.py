@@ -1,8 +1,9 @@
-"""A value chosen from a few: a wrong one is refused with what was expected and the nearest."""
+"""Values as people type them: a wrong one names itself, what was expected, and the nearest."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 
 import typer
@@ -15,3 +16,14 @@ def chosen(value: str, known: Sequence[str], what: str) -> str:
     close = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise typer.BadParameter(f"{what} {value!r}: expected one of {', '.join(known)}{hint}")
+
+
+def positive_number(value: str | float) -> float:
+    """`value` as a number above 0. Raises typer.BadParameter (exit code 2)."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise typer.BadParameter(f"{value!r}: expected a number above 0, such as 90 or 0.5")
+    return number

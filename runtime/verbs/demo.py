@@ -14,14 +14,16 @@ import structlog
 import typer
 from rich.console import Console
 
-from runtime.choices import chosen
+from runtime.choices import chosen, positive_number
 from runtime.sources.catalog import SOURCES, open_source
 from runtime.spotlight import Sighting, describe
 from runtime.verbs.stack import stop_on_sigterm
 
 
 def demo(
-    seconds: float = typer.Option(90.0, "--seconds", min=1, help="How long traffic runs."),
+    seconds: float = typer.Option(
+        90.0, "--seconds", parser=positive_number, help="How long traffic runs."
+    ),
     source: str = typer.Option("simulated", "--source", help=" | ".join(SOURCES)),
     data: Path = typer.Option(None, "--data", help="The log of a real source."),
     report: Path = typer.Option(None, "--report", help="Write the report (JSON) here."),
@@ -31,10 +33,12 @@ def demo(
     speedup: float = typer.Option(
         None,
         "--speedup",
-        min=0.001,
+        parser=positive_number,
         help="Event time against wall time; a real log's default replays all of it in 70 s.",
     ),
-    rate: float = typer.Option(None, "--rate", min=0.1, help="Simulated impressions per second."),
+    rate: float = typer.Option(
+        None, "--rate", parser=positive_number, help="Simulated impressions per second."
+    ),
     seed: int = typer.Option(0, "--seed", help="Of the simulated world."),
     as_json: bool = typer.Option(False, "--json", help="Print the report instead of a summary."),
 ) -> None:

@@ -15,7 +15,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Top
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from runtime.choices import chosen
+from runtime.choices import chosen, positive_number
 from runtime.connection import BOOTSTRAP_OPTION, CONFIG_OPTION, DIR_OPTION, Connection, connect
 from runtime.producing import EventProducer, Pace, event_time_ms
 from runtime.rendering import json_line, text_line
@@ -30,8 +30,10 @@ produce_app = typer.Typer(
     rich_markup_mode=None,
 )
 FILE_ARGUMENT = typer.Argument(help="JSON lines; - reads standard input.", allow_dash=True)
-RATE_OPTION = typer.Option(None, "--rate", min=0.001, help="Lines per second.")
-SPEEDUP_OPTION = typer.Option(None, "--speedup", min=1e-6, help="Event time against wall time.")
+RATE_OPTION = typer.Option(None, "--rate", parser=positive_number, help="Lines per second.")
+SPEEDUP_OPTION = typer.Option(
+    None, "--speedup", parser=positive_number, help="Event time against wall time."
+)
 FAST_OPTION = typer.Option(False, "--as-fast-as-possible", help="No pauses (the default).")
 
 

@@ -1,0 +1,188 @@
+"""The command line as a person meets it: exit codes, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from runtime.choices import chosen
+from runtime.cli import app
+from runtime.run_state import DirectoryLock, NoStack, RunState, StackRunning, require_run, write_run
+
+runner = CliRunner()
+
+
+def _headwater(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The real program, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "runtime.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | env,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["consum"], "No such command 'consum'. Did you mean 'consume'?"),
+        (["consume", "sampels"], "topic 'sampels': expected one of"),
+        (["consume", "sampels"], "did you mean 'samples'?"),
+        (["consume", "representations.usr"], "did you mean 'representations.user'?"),
+        (["demo", "--source", "deskdrp"], "did you mean 'deskdrop'?"),
+        (["demo", "--secnds", "3"], "Did you mean '--seconds'"),
+        (["demo", "--seconds", "soon"], "'soon' is not a valid float"),
+        (["produce", "impresions", "-"], "Did you mean 'impressions'"),
+        (["config", "check"], "which file?"),
+        (["join", "--impressions", "x"], "Missing option '--conversions'"),
+        (["train", "--samples", "x"], "Missing option '--config'"),
+    ],
+)
+def test_a_wrong_call_names_what_was_expected_and_exits_2(arguments: list[str], says: str) -> None:
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "up",
+        "down",
+        "status",
+        "doctor",
+        "produce",
+        "consume",
+        "demo",
+        "join",
+        "train",
+        "models",
+        "audit",
+        "config",
+    ],
+)
+def test_every_verb_has_help(verb: str) -> None:
+    result = runner.invoke(app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_models_are_listed_with_their_papers() -> None:
+    lines = runner.invoke(app, ["models"]).output.splitlines()
+    found = json.loads(runner.invoke(app, ["models", "--json"]).output)
+    assert len(lines) == len(found) >= 3
+    assert any(model["name"] == "lfm4ads" for model in found)
+
+
+def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[kinds.buy]\nwindow = '2h'\n")
+    shown = runner.invoke(app, ["config", "show", "--config", str(file), "--json"])
+    values = {row["name"]: (row["value"], row["origin"]) for row in json.loads(shown.output)}
+    assert values["kinds.buy.window"] == ("2h", str(file))
+    assert values["join.policy"] == ("wait", "default")
+    assert runner.invoke(app, ["config", "check", str(file)]).output.startswith("ok: 1 kinds")
+
+
+def test_an_unknown_model_is_refused_by_config_check(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[model]\nname = 'lfm4add'\n")
+    result = runner.invoke(app, ["config", "check", str(file)])
+    assert result.exit_code == 2
+    assert "did you mean 'lfm4ads'?" in result.output
+
+
+def test_nearest_is_left_out_where_nothing_is_near() -> None:
+    with pytest.raises(Exception, match=r"colour 'zzz': expected one of red, blue$"):
+        chosen("zzz", ("red", "blue"), "colour")
+
+
+@pytest.mark.slow
+def test_expected_errors_are_one_line_and_exit_1_or_2(tmp_path: Path) -> None:
+    none = _headwater("consume", "samples", "--dir", str(tmp_path))
+    assert (none.returncode, none.stderr.count("\n")) == (1, 1)
+    assert "no stack was started in" in none.stderr
+    wrong = tmp_path / "c.toml"
+    wrong.write_text("[join]\npolicy = 'wiat'\n")
+    bad = _headwater("config", "check", str(wrong))
+    assert bad.returncode == 2
+    assert "join.policy: expected 'wait' or 'correct', got 'wiat'" in bad.stderr
+
+
+@pytest.mark.slow
+def test_without_java_up_says_so_in_one_line(tmp_path: Path) -> None:
+    result = _headwater("up", "--dir", str(tmp_path / "d"), PATH="/nowhere", JAVA_HOME="")
+    assert result.returncode == 1
+    assert "Java was not found on PATH nor in JAVA_HOME: install a JDK 17" in result.stderr
+    doctor = _headwater("doctor", "--dir", str(tmp_path), PATH="/nowhere", JAVA_HOME="")
+    assert doctor.returncode == 1
+    assert "wrong  java: Java was not found" in doctor.stdout
+
+
+@pytest.mark.slow
+def test_without_jars_up_says_what_to_run(tmp_path: Path) -> None:
+    result = _headwater("up", "--dir", str(tmp_path / "d"), HEADWATER_JARS=str(tmp_path))
+    assert result.returncode == 1
+    assert "run `make setup`" in result.stderr
+
+
+def test_a_second_stack_on_one_directory_is_refused_by_pid(tmp_path: Path) -> None:
+    write_run(tmp_path, _run(pid=os.getpid()))
+    other = [sys.executable, "-c", _HOLD.format(directory=str(tmp_path))]
+    with subprocess.Popen(other, stdout=subprocess.PIPE, stdin=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StackRunning, match="another --dir"), DirectoryLock(tmp_path):
+            pass
+        holder.kill()
+    with DirectoryLock(tmp_path):  # the kernel freed it
+        pass
+
+
+_HOLD = """
+from pathlib import Path
+from runtime.run_state import DirectoryLock
+with DirectoryLock(Path({directory!r})):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_stale_run_file_is_told_from_a_live_stack(tmp_path: Path) -> None:
+    with pytest.raises(NoStack, match="no stack was started"):
+        require_run(tmp_path)
+    write_run(tmp_path, _run(pid=os.getpid()))  # that pid lives, but was created at another time
+    with pytest.raises(NoStack, match=f"its pid {os.getpid()} is gone"):
+        require_run(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(NoStack):
+        require_run(tmp_path)
+
+
+def _run(pid: int) -> RunState:
+    return RunState(
+        run_id="r",
+        pid=pid,
+        pid_created=1.0,
+        started_ms=0,
+        bootstrap="127.0.0.1:1",
+        cluster_id="c",
+        topic_prefix="headwater",
+        config="c.toml",
+        embedded=True,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> object:
+    yield
+    structlog.reset_defaults()
