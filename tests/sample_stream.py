@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+
 from settings.config import Config
 from topics.sample import Sample, encode_sample
 
@@ -31,6 +33,14 @@ def make_config(**sections: Any) -> Config:
         "trainer": {"cut_by": "count", "batch_samples_max": 64, "commit_every_steps": 3},
     }
     return Config.model_validate(values | sections)
+
+
+def config_toml(prefix: str, **trainer: Any) -> str:
+    """The same as a file, on one partition; `trainer` overrides that section."""
+    config = make_config(kafka={"topic_prefix": prefix, "partitions": 1})
+    values = config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    values["trainer"] |= trainer
+    return tomlkit.dumps(values)
 
 
 def make_samples(count: int, *, correct: bool = False, seed: int = 0) -> list[Sample]:

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from embedding_store.errors import StoreLocked
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
-from tests.sample_stream import make_config, make_samples, write_samples
+from tests.sample_stream import config_toml, make_config, make_samples, write_samples
 from topics.errors import TopicUnavailable
 from topics.manifest import Manifest
 from topics.publisher import Record
@@ -210,27 +209,12 @@ def test_a_second_trainer_on_a_store_is_refused_by_name(tmp_path: Path) -> None:
         run_bounded(file, config, tmp_path / "store")
 
 
-def _config_file(folder: Path) -> Path:
-    from tests.sample_stream import make_config as make
-
-    config = make().model_dump(mode="json", exclude_none=True)
-    lines = [f"domains = {msgspec.json.encode(config['domains']).decode()}"]
-    for kind, values in config["kinds"].items():
-        lines += [f"[kinds.{kind}]", f'window = "{values["window"]}"']
-    for slot, values in config["slots"].items():
-        lines.append(f"[slots.{slot}]")
-        lines += [f"{k} = {msgspec.json.encode(v).decode()}" for k, v in values.items()]
-    lines += ["[trainer]", 'cut_by = "count"', "batch_samples_max = 16", "commit_every_steps = 2"]
-    path = folder / "c.toml"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.kill
 def test_kill_9_of_the_process_ends_with_the_same_rows(tmp_path: Path) -> None:
     file = write_samples(make_samples(2500), tmp_path / "s.jsonl")
-    config_file = _config_file(tmp_path)
+    config_file = tmp_path / "c.toml"
+    config_file.write_text(config_toml("t", batch_samples_max=16, commit_every_steps=2))
 
     def command(store: str) -> list[str]:
         return [
