@@ -6,6 +6,7 @@ HEADWATER_STORE_KILLS sets the number of kills (15; `make prove` runs hundreds).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -19,9 +20,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from embedding_store.errors import StoreCorrupt, StoreLocked
+from embedding_store.rocks import Rocks
 from tests.store_writer import hold, open_store, run_commit, write_until_killed
 from tests.store_writer import write_until_poisoned as until_poisoned
 
@@ -222,6 +225,26 @@ def test_a_flipped_bit_is_found(tmp_path: Path, truth: Truth, kind: str) -> None
         except StoreCorrupt:
             found += 1
     assert found >= 4, f"{found} found, {harmless} changed nothing that is read"
+
+
+def test_verify_finds_a_lost_a_swapped_and_a_cut_row(tmp_path: Path) -> None:
+    """Faults that no block checksum can see: RocksDB itself was told so."""
+    files = _six_commits(tmp_path, in_tables=True)
+    rocks = Rocks(files / "rocks")
+    (first, one), (second, two) = itertools.islice(rocks.scan(b"r"), 2)
+    for writes, told in (
+        ([(first, None)], "counted another number of rows"),
+        ([(first, two)], f"names another key than its own: key=`0x{first[1:].hex()}`"),
+        ([(first, one), (second, two[:-8])], f"wrong size: key=`0x{second[1:].hex()}`"),
+    ):
+        rocks.write(writes)
+        rocks.close()
+        with open_store(files) as store, pytest.raises(StoreCorrupt, match=told):
+            store.verify()
+        rocks = Rocks(files / "rocks")
+    rocks.close()
+    with open_store(files) as store, pytest.raises(StoreCorrupt, match="wrong size"):
+        store.lookup(np.array([int.from_bytes(second[1:], "big")], np.uint64), now_ms=0)
 
 
 @pytest.mark.parametrize("kind", ["*.sst", "MANIFEST-*", "CURRENT", "store.json"])
