@@ -18,7 +18,12 @@ import structlog
 from settings.config import Config
 from stream.errors import JoinFailed, JoinStateLost
 from stream.plan import flink_settings, statements
-from stream.restore import check_mode, forget_finished, retained_checkpoints
+from stream.restore import (
+    check_mode,
+    forget_finished,
+    reached_watermark_ms,
+    retained_checkpoints,
+)
 from stream.tether import lock_state_dir, tether
 
 JAR_NAMES = ("headwater-join.jar", "flink-sql-connector-kafka-5.0.0-2.2.jar")
@@ -111,6 +116,9 @@ class JoinJob:
             rest_port=rest_port,
             bounded=bounded,
             restore_from=None if self.restored_from is None else self.restored_from.as_uri(),
+            watermark_ms=-1
+            if self.restored_from is None
+            else reached_watermark_ms(config, bootstrap),
         )
         try:
             environment = tables(settings)

@@ -1,8 +1,8 @@
 """The join as text: Flink's settings and the SQL, made from the config. Knows nothing of PyFlink.
 
-The plan, in one line: two Kafka tables in the `headwater-event` format (validated once, a watermark
-per partition) -> union -> the process table function `attribution_join` keyed by (user_id, item_id) ->
-one transactional Kafka sink over all output topics, so that one transaction holds every verdict.
+The plan: two Kafka tables in the `headwater-event` format (validated once, a watermark per
+partition) -> union -> the process table function `attribution_join` keyed by (user_id, item_id)
+-> one transactional Kafka sink over all output topics, so that one transaction holds every verdict.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ def flink_settings(
     rest_port: int,
     bounded: bool,
     restore_from: str | None,
+    watermark_ms: int,
 ) -> dict[str, str]:
-    """Flink's configuration for one run. `restore_from` is a retained checkpoint's path."""
+    """Flink's configuration for one run. `restore_from` is a retained checkpoint's path;
+    `watermark_ms` is what the join had reached before (-1 = nothing): Flink's own starts anew.
+    """
     join = config.join
     settings = {
         "pipeline.name": f"headwater join {config.kafka.topic_prefix}",
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
         "pipeline.auto-watermark-interval": f"{_WATERMARK_INTERVAL_MS} ms",
-        "pipeline.global-job-parameters": _job_parameters(config),
+        "pipeline.global-job-parameters": _job_parameters(config, watermark_ms),
         "parallelism.default": str(join.parallelism),
         "metrics.fetcher.update-interval": "1000 ms",
         "rest.bind-address": "127.0.0.1",
@@ -203,7 +206,7 @@ def _java_client(extra: Mapping[str, str | int | float | bool]) -> dict[str, str
     return java
 
 
-def _job_parameters(config: Config) -> str:
+def _job_parameters(config: Config, watermark_ms: int) -> str:
     join = config.join
     windows = ";".join(f"{kind}={spec.window}" for kind, spec in config.kinds.items())
     parameters = {
@@ -213,6 +216,7 @@ def _job_parameters(config: Config) -> str:
         "headwater.elapsed_ms": str(join.elapsed),
         "headwater.lateness_ms": str(join.lateness),
         "headwater.future_bound_ms": str(config.events.future_bound),
+        "headwater.watermark_ms": str(watermark_ms),
     }
     return ",".join(f"{name}:'{value}'" for name, value in parameters.items())
 

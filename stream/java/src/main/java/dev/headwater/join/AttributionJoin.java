@@ -80,6 +80,8 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
   private transient PairCodec codec;
   private transient RowOutput output;
   private transient long futureBoundMs;
+  /** What the watermark had reached in the run that this one restores: it never goes back. */
+  private transient long reachedMs;
 
   /**
    * The signature, said in code because annotations only know {@code Row}: rows stay in Flink's
@@ -118,6 +120,8 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
             Long.parseLong(context.getJobParameter("headwater.elapsed_ms", "0")),
             Long.parseLong(context.getJobParameter("headwater.lateness_ms", "0")));
     futureBoundMs = Long.parseLong(context.getJobParameter("headwater.future_bound_ms", "86400000"));
+    long restoredMs = Long.parseLong(context.getJobParameter("headwater.watermark_ms", "-1"));
+    reachedMs = restoredMs < 0 ? Long.MIN_VALUE : restoredMs;
     metrics = new JoinMetrics(context.getMetricGroup());
     output = new RowOutput(context.getJobParameter("headwater.topic_prefix", "headwater"));
     join = new PairJoin(settings, output);
@@ -132,7 +136,7 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
       RowData in) {
     TimeContext<Long> time = context.timeContext(Long.class);
     Long watermark = time.currentWatermark();
-    long watermarkMs = watermark == null ? Long.MIN_VALUE : watermark;
+    long watermarkMs = watermark == null ? reachedMs : Math.max(watermark, reachedMs);
     output.begin(watermarkMs, payloads);
     if (!in.isNullAt(ERROR)) {
       undecodable(in, in.getString(ERROR).toString());
@@ -151,7 +155,7 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
   /** The watermark reached a time at which something of this pair is due. */
   public void onTimer(OnTimerContext context, Memory memory, MapView<Long, byte[]> payloads) {
     TimeContext<Long> time = context.timeContext(Long.class);
-    long watermarkMs = time.currentWatermark();
+    long watermarkMs = Math.max(time.currentWatermark(), reachedMs);
     output.begin(watermarkMs, payloads);
     PairState state = codec.decode(memory.pair);
     join.onWatermark(state, watermarkMs);
