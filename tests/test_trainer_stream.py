@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from embedding_store.store import EmbeddingStore
+from runtime.broker import EmbeddedBroker
 from settings.config import Config
 from settings.load import load_config
 from tests.sample_stream import config_toml, make_samples
@@ -141,7 +143,9 @@ def test_a_live_trainer_publishes_serves_metrics_and_stops_when_asked(
 ) -> None:
     config_file, config = _config(tmp_path, prefix, cut_by="time", commit_every="200ms")
     ensure_topics(config, kafka)
-    port = 39_417
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = _command(config_file, kafka, tmp_path / "store", "--metrics-port", str(port))
     samples = make_samples(300, correct=True)
     with _running(command) as process:
@@ -202,6 +206,43 @@ def test_kill_9_leaves_the_same_rows_and_vectors(kafka: str, prefix: str, tmp_pa
             digest = store.content_digest()
         results.append((digest, _vectors(kafka, config)))
     assert results[0] == results[1]
+
+
+@pytest.mark.kill
+def test_a_broker_that_dies_and_comes_back_costs_nothing(prefix: str, tmp_path: Path) -> None:
+    config_file, config = _config(tmp_path, prefix, cut_by="time", commit_every="200ms")
+    samples = make_samples(300, correct=True)
+    with EmbeddedBroker(tmp_path / "broker") as broker:
+        ensure_topics(config, broker.bootstrap)
+        command = _command(config_file, broker.bootstrap, tmp_path / "store")
+        with _running(command) as process:
+            for part in (samples[:400], samples[400:]):
+                _produce(broker.bootstrap, config, part)
+                _await_learnt(process, broker.bootstrap, config)
+                if part[-1] is not samples[-1]:
+                    broker.kill()
+                    time.sleep(3)
+                    broker.start()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+    with EmbeddingStore.open(
+        tmp_path / "store", row_layout(config), cache_rows_max=4096, owner="test"
+    ) as store:
+        progress = msgspec.json.decode(store.get("trainer", b"progress") or b"")
+        assert sum(progress["samples"].values()) == len(samples)
+
+
+def _await_learnt(process: subprocess.Popen[bytes], bootstrap: str, config: Config) -> None:
+    """Until the newest version's source offset covers what was produced."""
+    expected = end_offsets(config, bootstrap, [SAMPLES])[SAMPLES, 0] - 1  # less the commit marker
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline
+        values = [m.value() or b"" for _, m in read_to_end(config, bootstrap, [MANIFEST])]
+        newest = [decode_manifest(value) for value in values]
+        if newest and newest[-1].source_offsets[SAMPLES][0] >= expected:
+            return
+        time.sleep(0.3)
 
 
 def test_samples_that_are_gone_are_not_skipped_silently(

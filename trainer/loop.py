@@ -175,7 +175,7 @@ class Loop:
             progress.watermark_ms = max(progress.watermark_ms, record.watermark_ms)
             if record.joined_ms >= 0:
                 queued = max(0.0, wall_ms - record.joined_ms) / 1000
-                metrics.STAGE.labels("queue").observe(queued)
+                metrics.QUEUE.observe(queued)
             if record.sample is None:
                 progress.rejected += 1
                 metrics.REJECTED.inc()

@@ -39,6 +39,7 @@ STAGE = Histogram(
     ["stage"],
     buckets=_SECONDS,
 )
+QUEUE = STAGE.labels("queue")
 FRESHNESS = Histogram(
     "headwater_representation_freshness_seconds",
     "From the produce time of the newest event in a vector to its transaction's commit",

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from settings.config import Config
 from topics.client import consumer_settings
-from topics.errors import TopicError, TopicUnavailable, kafka_errors, topic_error
+from topics.errors import TopicError, TopicUnavailable, TopicUnknown, kafka_errors, topic_error
 from topics.names import SAMPLES, partition_count
 from topics.sample import Sample, decode_sample
 from topics.scan import end_offsets
@@ -120,6 +120,8 @@ class KafkaSource:
         # A position that the log no longer holds must stop us, not silently jump.
         settings["auto.offset.reset"] = "error"
         settings["error_cb"] = self._note_error
+        # Waiting out a broker while publishing is not a reason to be thrown out of a group.
+        settings["max.poll.interval.ms"] = 86_400_000
         self._consumer = Consumer(settings)
         self._down_since: float | None = None
         self._probed = 0.0
@@ -143,14 +145,20 @@ class KafkaSource:
         return self._bounded and not self._unfinished
 
     def poll(self, count: int, timeout_seconds: float) -> list[SourceRecord]:
-        """Up to `count` records. Raises SourceLost, SourceGap, TopicError."""
-        with kafka_errors(f"reading {self._topic}"):
+        """Up to `count` records; none while the broker is away, which librdkafka waits out.
+
+        Raises SourceLost once it has been away for OUTAGE_SECONDS_MAX, SourceGap, TopicError.
+        """
+        try:
             messages = self._consumer.consume(count, timeout_seconds)
+        except KafkaException as error:
+            self._take_error(error.args[0], 0, -1)
+            messages = []
         records: list[SourceRecord] = []
         for message in messages:
-            error = message.error()
-            if error is not None:
-                self._take_error(error, message)
+            trouble = message.error()
+            if trouble is not None:
+                self._take_error(trouble, message.partition() or 0, message.offset() or 0)
                 continue
             self._down_since = None
             partition, offset = message.partition() or 0, message.offset() or 0
@@ -197,20 +205,22 @@ class KafkaSource:
         _log.error("source_gap_accepted", reason=text)
         return low
 
-    def _take_error(self, error: KafkaError, message: Message) -> None:
+    def _take_error(self, error: KafkaError, partition: int, offset: int) -> None:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
             self._down_since = None
-            partition = message.partition() or 0
-            if (message.offset() or 0) >= self._ends.get(partition, 0):
+            if offset >= self._ends.get(partition, 0):
                 self._unfinished.discard(partition)
             return
         if code == KafkaError._AUTO_OFFSET_RESET:
             raise SourceGap(f"{self._topic}: {error.str()}")
         found = topic_error(error, f"reading {self._topic}")
-        if not isinstance(found, TopicUnavailable):
+        # A broker that has just come back may not know its topics for a moment.
+        if not isinstance(found, TopicUnavailable | TopicUnknown):
             raise found
-        self._note_error(error)
+        _log.warning("samples_unreadable", reason=str(found))
+        if self._down_since is None:
+            self._down_since = self._probed = time.monotonic()
 
     def _note_error(self, error: KafkaError) -> None:
         """librdkafka reconnects by itself; remember since when it has had to."""
@@ -223,11 +233,13 @@ class KafkaSource:
         if self._down_since is None or now - self._probed < _PROBE_SECONDS:
             return
         try:
-            self._consumer.list_topics(self._topic, timeout=2)
-        except KafkaException:
+            found = self._consumer.list_topics(self._topic, timeout=2).topics[self._topic]
+            if found.error is not None:
+                raise KafkaException(found.error)
+        except KafkaException as error:
             away = now - self._down_since
             if away > OUTAGE_SECONDS_MAX:
-                raise SourceLost(f"no broker answered for {away:.0f} s") from None
+                raise SourceLost(f"{self._topic} was away for {away:.0f} s: {error}") from error
         else:
             self._down_since = None
         self._probed = time.monotonic()
