@@ -172,6 +172,7 @@ def test_a_tiny_slab_gives_the_bytes_of_a_large_one(tmp_path: Path) -> None:
             assert (stats.lookups_spilled > 20) == (stats.lookups_cold > 20) == (name == "tiny")
             store.commit()
             digests.append(store.content_digest())
+            assert store.verify() == store.stats().rows_total
     assert digests[0] == digests[1] == digests[2] == digests[3]
 
 
