@@ -62,9 +62,12 @@ class AsOf(msgspec.Struct, kw_only=True):
 
 
 class AuditReport(msgspec.Struct, kw_only=True):
-    """`balanced` iff both identities hold and nothing differs."""
+    """`balanced` iff both identities hold, nothing differs, and there was something to audit if
+    there are events."""
 
     balanced: bool
+    reason: str | None = None
+    """Why nothing was audited, where events are there and the join has not committed any."""
     impressions: ImpressionCounts
     conversions: AllConversionCounts
     attributed_by_kind: dict[str, int]
@@ -85,11 +88,8 @@ def audit(
     looked at again, with what has come since, until `settle_seconds` have passed. Costs about
     40 s of one core and 2.5 GB for 1e6 events and their outputs. Raises TopicError.
     """
-    as_of = dict(
-        end_offsets(config, bootstrap, EVENT_TOPICS)
-        if bounded
-        else committed_offsets(config, bootstrap, join_group(config), EVENT_TOPICS)()
-    )
+    read_committed = committed_offsets(config, bootstrap, join_group(config), EVENT_TOPICS)
+    as_of = dict(end_offsets(config, bootstrap, EVENT_TOPICS) if bounded else read_committed())
     frames = TopicFrames(config, bootstrap)
     frames.advance()
     # Outputs up to this watermark are committed, if perhaps not visible yet.
@@ -100,6 +100,8 @@ def audit(
         if report.balanced or time.monotonic() > deadline:
             return report
         time.sleep(_PAUSE_SECONDS)
+        if report.reason is not None:
+            as_of = dict(read_committed())
         frames.advance()
 
 
@@ -108,6 +110,7 @@ def _examine(
 ) -> AuditReport:
     judged = judge(frames, as_of)
     found, is_pending = check(config, frames, judged, watermark_ms)
+    is_blind = len(frames.events) > 0 and not any(as_of.values())
     scope = judged.with_columns(
         verdict=pl.when(is_pending).then(pl.lit("pending")).otherwise("verdict")
     ).filter("is_in")
@@ -122,7 +125,8 @@ def _examine(
     for (name, partition), offset in sorted(as_of.items()):
         offsets[name][partition] = offset
     return AuditReport(
-        balanced=_is_balanced(found, frames, (impressions, conversions)),
+        balanced=not is_blind and _is_balanced(found, frames, (impressions, conversions)),
+        reason="the join has not completed a checkpoint that took an event" if is_blind else None,
         impressions=impressions,
         conversions=conversions,
         attributed_by_kind={k: counts.attributed for k, counts in conversions.by_kind.items()},

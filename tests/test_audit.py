@@ -238,6 +238,16 @@ def test_only_events_below_the_committed_offsets_are_in(kafka: str, prefix: str)
     assert (report.conversions.in_, report.conversions.attributed) == (3, 2)
 
 
+def test_a_join_that_has_taken_nothing_is_not_called_balanced(kafka: str, prefix: str) -> None:
+    config = _config(prefix)
+    ensure_topics(config, kafka)
+    assert audit(config, kafka, settle_seconds=0).balanced  # no events: nothing to take
+    _produce(config, kafka, [])
+    report = audit(config, kafka, settle_seconds=0)
+    assert not report.balanced
+    assert report.reason == "the join has not completed a checkpoint that took an event"
+
+
 def _without(*numbers: int) -> Callable[[list[Output]], None]:
     def plant(outputs: list[Output]) -> None:
         for number in sorted(numbers, reverse=True):

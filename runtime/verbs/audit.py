@@ -35,6 +35,8 @@ def audit(
             shown = {k: v for k, v in found[stream].items() if not isinstance(v, dict)}
             typer.echo(f"{stream}: " + ", ".join(f"{v} {k}" for k, v in shown.items()))
         typer.echo("balanced" if found["balanced"] else "NOT BALANCED")
+        if found["reason"]:
+            typer.echo(f"  {found['reason']}")
         for one in found["differences"][:20]:
             where = f"{one['stream']} partition {one['partition']} offset {one['offset']}"
             typer.echo(f"  {where} (id {one['id']}): {one['problem']}")
