@@ -98,7 +98,7 @@ def test_predictions_and_sums_are_durable_by_domain_and_window(tmp_path: Path) -
     with _open(tmp_path) as store:
         evaluation = Evaluation(store, ("click", "buy"), ("feed", "search"))
         assert evaluation.pending(["imp1", "imp2"]) == [True, False]
-        np.testing.assert_array_equal(evaluation.recall("imp1"), first)
+        np.testing.assert_array_equal(evaluation.recall(["imp1"])[0], first)
         assert evaluation.pending(["imp1"]) == [False]
         evaluation.score(
             np.asarray([[0.5, -1.0], [2.0, 0.0], [-2.0, 0.0]], np.float32),

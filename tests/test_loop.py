@@ -16,7 +16,7 @@ from embedding_store.errors import StoreLocked
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from tests.sample_stream import config_toml, make_config, make_samples, write_samples
-from topics.errors import TopicUnavailable
+from topics.errors import PublisherFenced, TopicUnavailable
 from topics.manifest import Manifest
 from topics.publisher import Record
 from trainer.bounded import run_bounded
@@ -160,6 +160,7 @@ def test_an_impression_counts_once_with_the_prediction_of_its_first_sight(tmp_pa
 def test_finals_without_an_early_are_predicted_then_and_said(tmp_path: Path) -> None:
     config = make_config(join={"policy": "correct"})
     samples = [s for s in make_samples(100, correct=True) if s.state != "early"]
+    samples.sort(key=lambda s: s.event_ms)  # corrections and finals of one impression together
     report = run_bounded(write_samples(samples, tmp_path / "s.jsonl"), config, None)
     assert report["unseen_finals"] == 100
     assert report["progressive"]["click"]["samples"] == 100
@@ -200,6 +201,32 @@ def test_a_broker_that_is_away_is_waited_for(tmp_path: Path) -> None:
     log.before = away
     _run(tmp_path / "store", config, file, log)
     assert tries == [1, 1, 1] and log.versions == [1]
+
+
+def test_a_fenced_publisher_ends_the_run_and_the_version_stays_in_the_outbox(
+    tmp_path: Path,
+) -> None:
+    config = make_config()
+    file = write_samples(make_samples(100), tmp_path / "s.jsonl")
+    log = VersionLog()
+
+    def fence(_version: int) -> None:
+        raise PublisherFenced("another process uses the same transactional id")
+
+    log.before = fence
+    with pytest.raises(PublisherFenced):
+        _run(tmp_path / "store", config, file, log)
+    log.before = lambda _version: None
+    _run(tmp_path / "store", config, file, log)
+    assert log.versions == [1]
+
+
+@pytest.mark.parametrize(("model", "kinds"), [("lr", set()), ("shared_bottom", {"cross"})])
+def test_a_model_publishes_what_it_has(tmp_path: Path, model: str, kinds: set[str]) -> None:
+    config = make_config(model={"name": model})
+    log = VersionLog()
+    _run(tmp_path / "s", config, write_samples(make_samples(300), tmp_path / "s.jsonl"), log)
+    assert {topic.removeprefix("representations.") for topic, _ in log.newest} == kinds
 
 
 def test_a_second_trainer_on_a_store_is_refused_by_name(tmp_path: Path) -> None:

@@ -125,13 +125,14 @@ class Evaluation:
         """Keep the prediction [T] made at first sight until `score`."""
         self._store.put("pending", impression_id.encode(), logits.astype("<f4").tobytes())
 
-    def recall(self, impression_id: str) -> F32:
-        """Take back and drop the prediction [T] of an impression whose final labels are here."""
-        key = impression_id.encode()
-        raw = self._store.get("pending", key)
-        assert raw is not None, "scored an impression that was never predicted"
-        self._store.delete("pending", key)
-        return np.frombuffer(raw, "<f4")
+    def recall(self, impression_ids: Sequence[str]) -> list[F32]:
+        """Take back and drop the predictions [T] of impressions whose final labels are here."""
+        keys = [id_.encode() for id_ in impression_ids]
+        raws = self._store.get_many("pending", keys)
+        for key in keys:
+            self._store.delete("pending", key)
+        assert None not in raws, "scored an impression that was never predicted"
+        return [np.frombuffer(raw or b"", "<f4") for raw in raws]
 
     def score(
         self,
@@ -167,10 +168,10 @@ class Evaluation:
             name = _SEPARATOR.join((key[0], key[1], str(key[2])))
             self._store.put("evaluation", name.encode(), self._cells[key].dump())
         kept = -SCORED_PER_USER_MAX * self._entry.itemsize
-        for user, entries in self._entries.items():
-            key_bytes = user.encode()
-            before = self._store.get("scored", key_bytes) or b""
-            self._store.put("scored", key_bytes, (before + b"".join(entries))[kept:])
+        users = [user.encode() for user in self._entries]
+        before = self._store.get_many("scored", users)
+        for user, old, new in zip(users, before, self._entries.values(), strict=True):
+            self._store.put("scored", user, ((old or b"") + b"".join(new))[kept:])
         # Windows that event time has left behind would pile up in memory; the totals stay.
         self._cells = {
             k: v for k, v in self._cells.items() if k in self._changed or k[2] == ALL_TIME

@@ -199,22 +199,18 @@ class Loop:
         for sample, waits in zip(samples, pending, strict=True):
             seen = waits or sample.impression_id in here
             first.append(not seen and sample.state != "correction")
+            if first[-1]:
+                here.add(sample.impression_id)
             if sample.state == "final" and not seen and self._loss != "plain":
                 self.progress.unseen_finals += 1
-            here.add(sample.impression_id)
         return first
 
     def _score(self, finals: list[Sample], predicted: dict[str, F32]) -> None:
         if not finals:
             return
-        logits = np.stack(
-            [
-                predicted[s.impression_id]
-                if s.impression_id in predicted
-                else self.evaluation.recall(s.impression_id)
-                for s in finals
-            ]
-        )
+        waited = [s.impression_id for s in finals if s.impression_id not in predicted]
+        known = predicted | dict(zip(waited, self.evaluation.recall(waited), strict=True))
+        logits = np.stack([known[s.impression_id] for s in finals])
         labels, mask = read_labels(finals, self.plan)
         self.evaluation.score(
             logits,

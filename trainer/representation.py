@@ -63,6 +63,7 @@ class Representations:
         self._learner = learner
         self._half_life_ms = half_life_ms
         self._entities = Entities(store)
+        self._towers = learner.model.tower_dims
         self._touched: set[EntityId] = set()
         self._crossed: set[EntityId] = set()
         for name, touched in ((b"tower", self._touched), (b"cross", self._crossed)):
@@ -86,7 +87,8 @@ class Representations:
             for side in TOWER_SIDES:
                 id_: EntityId = (side, sample.user_id if side == "user" else sample.item_id)
                 entity = self._entities[id_]
-                self._touched.add(id_)
+                if side in self._towers:
+                    self._touched.add(id_)
                 entity.event_ms = max(entity.event_ms, event_ms)
                 entity.produced_ms = max(entity.produced_ms, sample.produced_ms)
                 if not first_sight[b]:
@@ -141,8 +143,6 @@ class Representations:
     def _cut(self, version: int, step: int) -> Iterator[Representation]:
         self._entities.open(sorted(self._touched | self._crossed))
         for side in TOWER_SIDES:
-            if side not in self._learner.model.tower_dims:
-                continue
             ids = [id_ for id_ in sorted(self._touched) if id_[0] == side]
             ids = [id_ for id_ in ids if self._entities[id_].packed()]
             if not ids:
