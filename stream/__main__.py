@@ -43,14 +43,30 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _run(
-    arguments: argparse.Namespace, config: Config, bootstrap: str, stopping: threading.Event
-) -> None:
+class _Stop:
+    """SIGTERM and SIGINT: while starting they end the process at once (nothing runs that could be
+    lost, and planning can take a while on a busy machine); later they ask `wait` to return."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self._asked = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    def _ask(self, *_: object) -> None:
+        if not self.running:
+            os._exit(0)
+        self._asked.set()
+
+
+def _run(arguments: argparse.Namespace, config: Config, bootstrap: str, stop: _Stop) -> None:
     from stream.job import JoinJob
     from stream.metrics import serve_metrics
 
     ensure_topics(config, bootstrap)
-    offsets = committed_offsets(config, bootstrap, join_group(config), STREAMS)
     rest_port = arguments.rest_port or _free_port()
     job = JoinJob(
         config,
@@ -58,7 +74,7 @@ def _run(
         arguments.state_dir,
         bounded=arguments.bounded,
         rest_port=rest_port,
-        has_run=lambda: bool(offsets()),
+        has_run=lambda: bool(committed_offsets(config, bootstrap, join_group(config), STREAMS)()),
     )
     _log.info(
         "join_started",
@@ -70,7 +86,8 @@ def _run(
     if arguments.metrics_port is not None:
         port = serve_metrics(config, bootstrap, arguments.metrics_port, rest_port, job.job_id)
         _log.info("join_metrics", url=f"http://{config.metrics.host}:{port}/metrics")
-    if job.wait(stopping.is_set):
+    stop.running = True
+    if job.wait(stop.asked):
         _log.info("join_ended", job=job.job_id)
     else:
         job.cancel()
@@ -80,21 +97,19 @@ def _run(
 def main(argv: list[str]) -> int:
     """Returns the exit status; see the module."""
     arguments = _arguments(argv)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stop = _Stop()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         config = load_config(arguments.config).config
         bootstrap = arguments.bootstrap or config.kafka.bootstrap
         if not bootstrap:
             raise ConfigError("no broker: give --bootstrap or kafka.bootstrap")
-        _run(arguments, config, bootstrap, stopping)
+        _run(arguments, config, bootstrap, stop)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except (JoinError, TopicError) as error:
-        if stopping.is_set():
+        if stop.asked():
             return 0
         sys.stderr.write(f"join failed: {error}\n")
         return 1
