@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -23,10 +24,10 @@ from runtime.broker import EmbeddedBroker
 from tests.publishing import DIM, manifest, records, representation, stack_config, tombstone
 from topics.admin import ensure_topics
 from topics.client import producer_settings
-from topics.errors import TopicUnknown, WireVersionError
+from topics.errors import TopicUnavailable, TopicUnknown, WireVersionError
 from topics.lag import LagMonitor, committed_offsets
 from topics.names import REPRESENTATION_TOPICS
-from topics.publisher import Publisher
+from topics.publisher import Publisher, Record
 from topics.scan import end_offsets
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -195,12 +196,13 @@ def test_reader_and_publisher_survive_a_broker_restart(tmp_path: Path, prefix: s
     config = stack_config(prefix)
     with EmbeddedBroker(tmp_path) as broker:
         ensure_topics(config, broker.bootstrap)
-        publisher = Publisher(config, broker.bootstrap, f"{prefix}-publisher")
+        publisher = Publisher(config, broker.bootstrap, f"{prefix}-publisher", timeout_seconds=4)
         with RepresentationReader(config, broker.bootstrap) as reader:
             publisher.publish(1, records([representation("a", 1)]), manifest(1))
             reader.wait_until(1, 10)
             broker.kill()
-            time.sleep(1)
+            with pytest.raises(TopicUnavailable):  # the outbox keeps version 2 for a retry
+                publisher.publish(2, records([representation("a", 2)]), manifest(2))
             assert reader.get("user", "a") is not None  # what is held is served meanwhile
             broker.start()
             publisher.publish(2, records([representation("a", 2)]), manifest(2))
@@ -208,6 +210,44 @@ def test_reader_and_publisher_survive_a_broker_restart(tmp_path: Path, prefix: s
             found = reader.get("user", "a")
             assert found is not None and found.version == 2
         publisher.close()
+
+
+def test_version_cut_off_half_way_is_published_again(tmp_path: Path, prefix: str) -> None:
+    config = stack_config(prefix)
+    outbox = records(representation(f"u{i}", 2) for i in range(50))
+    with EmbeddedBroker(tmp_path) as broker:
+        ensure_topics(config, broker.bootstrap)
+        publisher = Publisher(config, broker.bootstrap, f"{prefix}-publisher", timeout_seconds=3)
+        publisher.publish(1, records([representation("u0", 1)]), manifest(1))
+
+        def cut_off() -> Iterator[Record]:
+            for number, record in enumerate(outbox):
+                yield record
+                if number == 25:
+                    time.sleep(1)  # the first half is on the broker, its transaction open
+                    broker.kill()
+
+        with pytest.raises(TopicUnavailable):
+            publisher.publish(2, cut_off(), manifest(2))
+        with pytest.raises(TopicUnavailable):
+            publisher.publish(2, outbox, manifest(2))
+        broker.start()
+        _publish_until_there(publisher, 2, outbox)
+        publisher.close()
+        with RepresentationReader(config, broker.bootstrap, kinds=["user"]) as reader:
+            assert reader.version == 2
+            assert reader.matrix("user")[1][:, 0].tolist() == [2.0] * 50
+
+
+def _publish_until_there(publisher: Publisher, version: int, outbox: list[Record]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            publisher.publish(version, outbox, manifest(version))
+        except TopicUnavailable:
+            assert time.monotonic() < deadline
+        else:
+            return
 
 
 def test_reader_process_serves_freshness_and_health(

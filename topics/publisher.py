@@ -67,6 +67,7 @@ class Publisher:
             producer_settings(config, bootstrap, transactional_id=transactional_id)
         )
         self._in_doubt: Manifest | None = None
+        self._is_open = False
         self._until_deadline("taking over the transactional id", self._producer.init_transactions)
         self._ends = end_offsets(config, bootstrap, REPRESENTATION_TOPICS)
         self._manifests: set[int] = set()
@@ -92,10 +93,13 @@ class Publisher:
             known = self._commit(self._in_doubt)
             if known.version == version:
                 return known
+        if self._is_open:  # the broker was away when the last version was to be aborted
+            self._abort_transaction()
         self._failure = None
         try:
             with _client_errors():
                 self._producer.begin_transaction()
+                self._is_open = True
                 for name, key, value, headers in records:
                     self._produce(self._config.topic(name), key, value, headers)
                 self._flush()
@@ -171,6 +175,7 @@ class Publisher:
             self._in_doubt = None
             raise self._abort(manifest.version, error) from error
         self._in_doubt = None
+        self._is_open = False
         self._manifests.difference_update(self._expired(manifest.version))
         self._manifests.add(manifest.version)
         self.newest = manifest
@@ -182,10 +187,14 @@ class Publisher:
         found = topic_error(cause, doing) if isinstance(cause, KafkaException) else cause
         if isinstance(found, TopicClientFatal):
             return found
-        self._until_deadline(f"aborting version {version}", self._producer.abort_transaction)
+        self._abort_transaction()
         if type(found) in (TopicUnavailable, PublishAborted):
             return PublishAborted(f"{doing}: aborted, readers saw nothing: {found}")
         return found
+
+    def _abort_transaction(self) -> None:
+        self._until_deadline("aborting a version", self._producer.abort_transaction)
+        self._is_open = False
 
     def _until_deadline(self, doing: str, call: Callable[[float], None]) -> None:
         """Call `call(timeout)`; what librdkafka says can be repeated is repeated until the
