@@ -34,7 +34,12 @@ _TICK_S = 1.0
 def demo_config(source: Source) -> Config:
     """The config that `source` decides, under policy `correct` with elapsed = 0. The environment
     may still set what the source leaves open. Raises ConfigError."""
-    values: dict[str, Any] = {"join": {"policy": "correct", "elapsed": "0s"}}
+    values: dict[str, Any] = {
+        "join": {"policy": "correct", "elapsed": "0s"},
+        # A minute's traffic is few samples: many small steps, so that something is learnt in it.
+        "trainer": {"batch_samples_max": 32 if source.name == "simulated" else 128},
+        "optimizer": {"dense_lr": 0.003, "sparse_lr": 0.3},
+    }
     for section, content in source.config_values().items():
         if isinstance(content, Mapping):
             values[section] = {**values.get(section, {}), **content}
