@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from runtime.readout import Readout
@@ -18,7 +19,8 @@ from runtime.screen import freshness_table, processes_table, stages_table, tasks
 from runtime.spotlight import Sighting, describe
 
 _LINE_EVERY_S = 5.0
-_NOTICES_SHOWN = 4
+_NOTICES_SHOWN = 3
+_PAIRS_WIDTH = 110
 
 
 class DemoView:
@@ -92,19 +94,34 @@ class DemoView:
     ) -> Group:
         version = "none yet" if out.version is None else str(out.version)
         spot = describe(sighting) if sighting else ["waiting for a conversion"]
+        panels = [
+            _panel("processes", processes_table(run, reasons=False)),
+            _panel("events", stages_table(out, dict(per_second), produced=produced)),
+            _panel("freshness at a reader", freshness_table(out)),
+            _panel("predicted before learnt", tasks_table(out)),
+        ]
         return Group(
             Text(f"{phase}; newest version: {version}", style="bold"),
-            Panel(processes_table(run), title="processes", title_align="left"),
-            Panel(
-                stages_table(out, dict(per_second), produced=produced),
-                title="events",
-                title_align="left",
-            ),
-            Panel(freshness_table(out), title="freshness at a reader", title_align="left"),
-            Panel(tasks_table(out), title="predicted before learnt", title_align="left"),
-            Panel(Text("\n".join(spot)), title="one user", title_align="left"),
+            *(_pairs(panels) if self._console.width >= _PAIRS_WIDTH else panels),
+            _panel("one user", Text("\n".join(spot))),
             *(Text(notice, style="yellow") for notice in self._notices[-_NOTICES_SHOWN:]),
         )
+
+
+def _panel(title: str, content: RenderableType) -> Panel:
+    return Panel(content, title=title, title_align="left")
+
+
+def _pairs(panels: list[Panel]) -> list[Table]:
+    """Two panels a row, so that the screen fits 24 lines."""
+    rows = []
+    for left, right in zip(panels[::2], panels[1::2], strict=True):
+        grid = Table.grid(expand=True)
+        grid.add_column(ratio=1)
+        grid.add_column(ratio=1)
+        grid.add_row(left, right)
+        rows.append(grid)
+    return rows
 
 
 def _line(phase: str, out: Readout, per_second: Mapping[str, float], produced: float) -> str:

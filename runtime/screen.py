@@ -10,8 +10,10 @@ from runtime.run_state import RunState
 _MISSING = "-"
 
 
-def processes_table(run: RunState) -> Table:
-    table = Table("process", "state", "pid", "restarts", "why it ended last", box=None)
+def processes_table(run: RunState, *, reasons: bool = True) -> Table:
+    table = Table("process", "state", "pid", "restarts", box=None)
+    if reasons:
+        table.add_column("why it ended last")
     for name, child in run.children.items():
         style = {"running": "green", "starting": "yellow", "backoff": "red"}.get(child.state, "dim")
         table.add_row(
@@ -19,7 +21,7 @@ def processes_table(run: RunState) -> Table:
             f"[{style}]{child.state}[/]",
             str(child.pid or _MISSING),
             str(child.restarts),
-            child.reason[:100],
+            *([child.reason[:100]] if reasons else []),
         )
     return table
 
