@@ -86,7 +86,8 @@ def audit(
 
     The transactions of one checkpoint become visible one after another, so what does not balance is
     looked at again, with what has come since, until `settle_seconds` have passed. Costs about
-    40 s of one core and 2.5 GB for 1e6 events and their outputs. Raises TopicError.
+    40 s of one core and 2.5 GB for 1e6 events and their outputs. The topics must be whole: what
+    their retention has deleted shows as differences. Raises TopicError.
     """
     read_committed = committed_offsets(config, bootstrap, join_group(config), EVENT_TOPICS)
     as_of = dict(end_offsets(config, bootstrap, EVENT_TOPICS) if bounded else read_committed())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,11 @@ CONVERSIONS: list[Any] = [
     _conversion("c5", None, T + 2500, "buy"),  # 6 pending
     _conversion("c6", "i1", T + 100, "buy"),  # 7 attributed; earlier than c1
 ]
-PRODUCED = {"impressions": T + 10_000, "conversions": T + 20_000}
+# Wall clock, as real producers stamp: retention deletes records by it within minutes.
+PRODUCED = {
+    "impressions": int(time.time() * 1000) - 60_000,
+    "conversions": int(time.time() * 1000) - 30_000,
+}
 
 
 def _bytes(event: Any) -> bytes:
