@@ -27,7 +27,7 @@ from settings.load import load_config
 WARM_UP = (20, 40, 40, 40)
 """Events sent before the traffic proper: each lot once the lot before has changed the vectors."""
 FIRST_VECTOR_TIMEOUT_S = 120.0
-DRAIN_TIMEOUT_S = 60.0
+DRAIN_TIMEOUT_S = 180.0
 _TICK_S = 1.0
 
 

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+DEMO_EVENTS_PER_SECOND = 250
+"""How fast a demo replays a real log unless told otherwise."""
+
 StreamName = Literal["impressions", "conversions"]
 
 

@@ -34,7 +34,7 @@ def demo(
         None,
         "--speedup",
         parser=positive_number,
-        help="Event time against wall time; a real log's default replays all of it in 70 s.",
+        help="Event time against wall time; a real log's default makes some 250 events/s.",
     ),
     rate: float = typer.Option(
         None, "--rate", parser=positive_number, help="Simulated impressions per second."
