@@ -58,6 +58,7 @@ _PY4J = "An error occurred while calling"
 _LOG_TAIL_CHARS = 500_000
 _HINTS = (
     ("transaction timeout", "lower join.transaction_timeout, or raise transaction.max.timeout.ms"),
+    ("Connection refused", "the join's JVM died; see its log and stderr.log"),
     ("Could not find any factory", "build the jars: make jars"),
     ("TimeoutException", "is the broker at kafka.bootstrap up and reachable?"),
     ("UnknownTopicOrPartition", "a topic was deleted while the join ran"),
@@ -136,23 +137,28 @@ class JoinJob:
 
         Raises JoinFailed with the last cause when the job failed.
         """
-        ended = self._client.get_job_execution_result()
-        while not ended.done():
-            if stopping():
-                return False
-            time.sleep(0.1)
         try:
+            ended = self._client.get_job_execution_result()
+            while not ended.done():
+                if stopping():
+                    return False
+                time.sleep(0.1)
             ended.result()
-        except Exception as error:  # noqa: BLE001  see above
+        except Exception as error:  # noqa: BLE001  py4j maps any Java exception to bare ones
+            if stopping():  # a signal to the whole group takes the JVM down first
+                return False
             raise self._failure(error) from None
         return True
 
     def cancel(self, timeout_seconds: float = 5.0) -> None:
         """Stop the job and keep its newest checkpoint; gives up quietly, a crash is as good."""
-        cancelled = self._client.cancel()
         deadline = time.monotonic() + timeout_seconds
-        while not cancelled.done() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        try:
+            cancelled = self._client.cancel()
+            while not cancelled.done() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        except Exception as error:  # noqa: BLE001  the JVM is gone already
+            _log.info("join_gone", error=str(error).split("\n")[0])
 
     def _start_jvm(self) -> Callable[[dict[str, str]], Any]:
         """Start PyFlink's JVM with our heap and log directory; returns what makes environments."""
