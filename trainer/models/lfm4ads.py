@@ -2,7 +2,9 @@
 
 The mix tower sees UR, IR, the context slots and, per sequence, the interest in this very item. The
 towers see their own side alone, so UR and IR can be computed for one entity without the other. CR
-is the penultimate activation of the mix tower: the paper's best layer to transfer.
+is the penultimate activation of the mix tower: the paper's best layer to transfer. A first-order
+term stands beside the cross layers: without it, ids learn their rate only through the deep part,
+which takes a stream's first hours.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from settings.config import ModelConfig
 from trainer.encoder import attend
-from trainer.models.parts import CrossLayers, Heads, Hidden, Model, Output
+from trainer.models.parts import CrossLayers, FirstOrder, Heads, Hidden, Model, Output
 from trainer.slots import ITEM_TABLE, SIDES, Plan, Side
 from trainer.tensors import BatchTensors, SideTensors
 
@@ -35,6 +37,7 @@ class Lfm4Ads(Model):
         self.cross = CrossLayers(wide, config.cross_layers)
         self.mix = Hidden(wide, config.mix_dims)
         self.heads = Heads(self.mix.width, plan)
+        self.first_order = FirstOrder(dim, plan)
         names = [slot.name for slot in plan.sides["item"].slots]
         self.target_at = names.index(ITEM_TABLE)
 
@@ -66,7 +69,8 @@ class Lfm4Ads(Model):
         x0 = self.norm(torch.cat([user, item, encoded["context"].flatten(1), *interests], 1))
         crossed = self.tap("cross", self.cross(x0))
         cr = self.tap("cr", self.mix(crossed))
-        return Output(self.heads(cr, batch.domain), cr)
+        first = self.first_order([encoded[side] for side in SIDES])
+        return Output(self.heads(cr, batch.domain) + first, cr)
 
     def _tower(self, side: Side) -> Hidden:
         tower = self.towers[side]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from settings.config import ModelConfig
-from trainer.models.parts import Model, Output
+from trainer.models.parts import LOGIT_AT_START, Model, Output
 from trainer.slots import SIDES, Plan
 from trainer.tensors import BatchTensors
 
@@ -16,7 +16,7 @@ class LogisticRegression(Model):
     def __init__(self, plan: Plan, config: ModelConfig) -> None:
         del config
         super().__init__(plan, len(plan.tasks))
-        self.bias = torch.nn.Parameter(torch.zeros(len(plan.tasks)))
+        self.bias = torch.nn.Parameter(torch.full((len(plan.tasks),), LOGIT_AT_START))
 
     def forward(self, batch: BatchTensors, rows: torch.Tensor) -> Output:
         """Logits [B, T]."""

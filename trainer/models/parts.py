@@ -13,6 +13,8 @@ from trainer.encoder import SideEncoder
 from trainer.slots import Plan, Side
 from trainer.tensors import BatchTensors, SideTensors
 
+LOGIT_AT_START = -2.0
+
 
 @dataclass(slots=True)
 class Output:
@@ -104,12 +106,35 @@ class CrossLayers(nn.Module):
         return x
 
 
+class FirstOrder(nn.Module):
+    """The linear part of a factorisation machine: each slot's vector speaks for itself.
+
+    It starts as the identity on the first T numbers of a vector, so that a row learns its own rate
+    per task from its first gradient on, while the deep part still finds its way.
+    """
+
+    def __init__(self, dim: int, plan: Plan) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, len(plan.tasks), bias=False)
+        nn.init.eye_(self.linear.weight)
+
+    def forward(self, slots: Sequence[Tensor]) -> Tensor:
+        """Sides' [B, S, D] -> [B, T]"""
+        logits: Tensor = self.linear(torch.cat(list(slots), 1).sum(1))
+        return logits
+
+
 class Heads(nn.Module):
     """T logits from one hidden layer, with a bias per domain and task."""
 
     def __init__(self, width: int, plan: Plan) -> None:
         super().__init__()
         self.linear = nn.Linear(width, len(plan.tasks))
+        with torch.no_grad():
+            # Conversions are rare: from a rate of one half, a stream's first thousands of
+            # impressions would only teach the bias.
+            self.linear.bias.fill_(LOGIT_AT_START)
+            self.linear.weight.mul_(0.1)
         self.domain_bias = nn.Embedding(1 + len(plan.domains), len(plan.tasks))
         nn.init.zeros_(self.domain_bias.weight)
 
