@@ -48,7 +48,9 @@ def join(
             err=True,
         )
     if as_json:
-        typer.echo(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
+        typer.echo(
+            orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode()
+        )
     else:
         for stream in ("impressions", "conversions"):
             shown = {k: v for k, v in report[stream].items() if not isinstance(v, dict)}
