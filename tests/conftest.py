@@ -8,12 +8,20 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from runtime.broker import EmbeddedBroker
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 _count = itertools.count()
+
+# No deadline: the machine is shared, and kernels compile at their first call. In CI the examples
+# are the same each time, so that a red run is about the change; everywhere else they are new.
+hypothesis.settings.register_profile(
+    "headwater", deadline=None, print_blob=True, derandomize=os.environ.get("CI") == "true"
+)
+hypothesis.settings.load_profile("headwater")
 
 
 @pytest.fixture(scope="session")
