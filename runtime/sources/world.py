@@ -45,9 +45,9 @@ class KindTruth:
 
 
 KINDS: Mapping[str, KindTruth] = {
-    "click": KindTruth(-3.2, 1.0, 1_200, 0.8, 10_000),
-    "like": KindTruth(-4.4, 1.2, 3_000, 0.9, 20_000),
-    "purchase": KindTruth(-5.0, 1.4, 7_000, 0.8, 30_000, value_median=25.0),
+    "click": KindTruth(-3.2, 1.0, 1_200, 0.8, 8_000),
+    "like": KindTruth(-4.4, 1.2, 2_500, 0.9, 14_000),
+    "purchase": KindTruth(-5.0, 1.4, 5_000, 0.8, 20_000, value_median=25.0),
 }
 DOMAINS: Mapping[str, tuple[float, float]] = {
     "feed": (0.800, 0.0),

@@ -22,12 +22,16 @@ _DOWN_TIMEOUT_S = 90.0
 
 
 def stop_on_sigterm() -> None:
-    """Make SIGTERM what Ctrl-C is: one way to stop, which stops every child."""
+    """Make SIGTERM what Ctrl-C is: one way to stop, which stops every child.
+
+    Ctrl-C itself is set, too: a shell starts background jobs with it ignored.
+    """
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def up(
