@@ -45,7 +45,7 @@ test: setup ## every test, with the real broker, Flink and RocksDB; under 15 min
 	$(BIN)/pytest -q
 
 bench: setup ## every benchmark, each as a ratio measured in one run
-	$(BIN)/headwater bench freshness --json
+	$(BIN)/headwater bench all --json
 
 prove: setup ## the long counts: the same tests with their seeded cuts lifted
 	HEADWATER_PROVE=1 $(BIN)/pytest -q --timeout=7200 -m "kill or slow"

@@ -15,11 +15,20 @@ from runtime.jars import ToolMissing
 from runtime.run_state import NoStack, StackRunning
 from runtime.sources.catalog import SourceError
 from runtime.supervisor import StackFailed
-from runtime.verbs import audit, batch, config, demo, doctor, events, models, stack, status
+from runtime.verbs import audit, batch, bench, config, demo, doctor, events, models, stack, status
 from settings.load import ConfigError
 from topics.errors import TopicError
 
-_FAILED = (BrokerError, ToolMissing, NoStack, StackRunning, StackFailed, TopicError, OSError)
+_FAILED = (
+    BrokerError,
+    ToolMissing,
+    NoStack,
+    StackRunning,
+    StackFailed,
+    TopicError,
+    OSError,
+    bench.BenchmarkFailed,
+)
 _CALLED_WRONGLY = (ConfigError, SourceError)
 
 app = typer.Typer(
@@ -42,6 +51,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     batch.train,
     models.models,
     audit.audit,
+    bench.bench,
 )
 for _verb in _VERBS:
     app.command(_verb.__name__)(_verb)
