@@ -37,8 +37,10 @@ def demo_config(source: Source) -> Config:
     values: dict[str, Any] = {
         "join": {"policy": "correct", "elapsed": "0s"},
         # A minute's traffic is few samples: many small steps, so that something is learnt in it.
-        "trainer": {"batch_samples_max": 32 if source.name == "simulated" else 128},
-        "optimizer": {"dense_lr": 0.003, "sparse_lr": 0.3},
+        "trainer": {
+            "batch_samples_max": 32 if source.name == "simulated" else 128,
+            "evaluation_window": "15s" if source.name == "simulated" else "24h",
+        },
     }
     for section, content in source.config_values().items():
         if isinstance(content, Mapping):

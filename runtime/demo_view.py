@@ -131,8 +131,8 @@ def _line(phase: str, out: Readout, per_second: Mapping[str, float], produced: f
         for kind, found in out.freshness_seconds.items()
     )
     tasks = ", ".join(
-        f"{task} AUC {found['auc']:.3f} NE {found['ne'] or 0:.3f} PCOC {found['pcoc'] or 0:.2f}"
-        for task, found in out.progressive.items()
+        f"{task} AUC now {found['auc']:.3f} NE {found['ne'] or 0:.3f} PCOC {found['pcoc'] or 0:.2f}"
+        for task, found in out.progressive_latest.items()
         if found.get("auc") is not None
     )
     lag = sum(out.lag_records.values())

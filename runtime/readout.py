@@ -29,6 +29,10 @@ class Readout(msgspec.Struct, kw_only=True):
     """kind of representation -> p50, p99, max, count, as the reader process saw them."""
     progressive: dict[str, dict[str, float | None]] = {}
     """task -> auc, ne, pcoc, samples, positives."""
+    progressive_latest: dict[str, dict[str, float | None]] = {}
+    """The same over the newest two evaluation windows: how good the model is now."""
+    samples_joined: int = 0
+    """Samples of any state that the join has written."""
     version: int | None = None
     versions_published: int = 0
     vectors_published: dict[str, int] = {}
@@ -59,8 +63,11 @@ def read_out(run: RunState) -> Readout:
             out.lag_seconds[group] = max(out.lag_seconds.get(group, 0.0), round(value, 3))
     out.freshness_seconds = page(reader_port, "/freshness") or {} if reader_port else {}
     for metric in TASK_METRICS:
-        for task, value in trainer.by(f"headwater_progressive_{metric}", "task").items():
-            out.progressive.setdefault(task, {})[metric] = _number(value)
+        for window, into in (("all", out.progressive), ("latest", out.progressive_latest)):
+            found_by_task = trainer.by(f"headwater_progressive_{metric}", "task", window=window)
+            for task, value in found_by_task.items():
+                into.setdefault(task, {})[metric] = _number(value)
+    out.samples_joined = int(join.total("headwater_join_samples_total") or 0)
     version = trainer.total("headwater_version")
     out.version = int(version) if version else None
     out.versions_published = int(trainer.total("headwater_versions_published_total") or 0)
@@ -70,14 +77,15 @@ def read_out(run: RunState) -> Readout:
 
 
 def rates(before: Readout, after: Readout) -> dict[str, float]:
-    """Events per second through the stages between two readouts; a restart may show as 0."""
+    """Samples per second through join and trainer, vectors per second out of it, between two
+    readouts; a restart may show as 0."""
     seconds = max(1e-9, after.at - before.at)
 
     def rate(old: int, new: int) -> float:
         return max(0.0, (new - old) / seconds)
 
     return {
-        "joined": rate(judged(before), judged(after)),
+        "joined": rate(before.samples_joined, after.samples_joined),
         "learned": rate(sum(before.learned.values()), sum(after.learned.values())),
         "published": rate(
             sum(before.vectors_published.values()), sum(after.vectors_published.values())

@@ -59,14 +59,19 @@ def freshness_table(out: Readout) -> Table:
 def tasks_table(out: Readout) -> Table:
     """Progressive metrics: each impression predicted before it is learnt from."""
     table = Table("task", "AUC", "NE", "PCOC", "scored", "converted", box=None)
+    for name in ("AUC", "NE", "PCOC"):
+        table.add_column(f"{name} now")
+    metrics = ("auc", "ne", "pcoc")
     for task, found in out.progressive.items():
+        latest = out.progressive_latest.get(task, {})
         table.add_row(
             task,
-            *(_digits(found.get(metric)) for metric in ("auc", "ne", "pcoc")),
+            *(_digits(found.get(metric)) for metric in metrics),
             *(f"{found.get(metric) or 0:,.0f}" for metric in ("samples", "positives")),
+            *(_digits(latest.get(metric)) for metric in metrics),
         )
     if not out.progressive:
-        table.add_row("none yet", *[_MISSING] * 5)
+        table.add_row("none yet", *[_MISSING] * 8)
     return table
 
 

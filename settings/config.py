@@ -122,6 +122,9 @@ class TrainerConfig(_Section):
     """Under cut_by = "time"."""
     commit_every_steps: Annotated[int, Field(ge=1)] = 10
     """Under cut_by = "count"."""
+    evaluation_window: DurationMs = 3_600_000
+    """Event time over which progressive metrics are also kept apart; the status shows the newest
+    two windows beside the whole run."""
     seed: int = 0
 
 

@@ -11,8 +11,10 @@ import pytest
 from embedding_store.store import EmbeddingStore
 from tests.sample_stream import make_config
 from trainer.auc import BINS, bin_of, binned_auc, grouped_auc
-from trainer.evaluation import WINDOW_MS, Evaluation, Sums
+from trainer.evaluation import Evaluation, Sums
 from trainer.step import row_layout
+
+WINDOW_MS = 3_600_000
 
 CONFIG = make_config()
 
@@ -88,15 +90,19 @@ def test_a_calibrated_model_has_pcoc_one() -> None:
     assert sums.report()["pcoc"] == pytest.approx(1.0, abs=3 / np.sqrt(labels.sum()))
 
 
+def _evaluation(store: EmbeddingStore) -> Evaluation:
+    return Evaluation(store, ("click", "buy"), ("feed", "search"), window_ms=WINDOW_MS)
+
+
 def test_predictions_and_sums_are_durable_by_domain_and_window(tmp_path: Path) -> None:
     first = np.asarray([0.5, -1.0], np.float32)
     with _open(tmp_path) as store:
-        evaluation = Evaluation(store, ("click", "buy"), ("feed", "search"))
+        evaluation = _evaluation(store)
         evaluation.remember("imp1", first)
         evaluation.stage()
         store.commit()
     with _open(tmp_path) as store:
-        evaluation = Evaluation(store, ("click", "buy"), ("feed", "search"))
+        evaluation = _evaluation(store)
         assert evaluation.pending(["imp1", "imp2"]) == [True, False]
         np.testing.assert_array_equal(evaluation.recall(["imp1"])[0], first)
         assert evaluation.pending(["imp1"]) == [False]
@@ -110,9 +116,18 @@ def test_predictions_and_sums_are_durable_by_domain_and_window(tmp_path: Path) -
         )
         evaluation.stage()
         store.commit()
+        assert evaluation.latest()["click"]["samples"] == 3
+        evaluation.score(
+            np.asarray([[1.0, 0.0]], np.float32),
+            np.asarray([[1, 0]], np.float32),
+            mask=np.asarray([[0, 1]], np.float32),
+            domain=np.asarray([0]),
+            event_ms=np.asarray([2 * WINDOW_MS]),
+            users=["b"],
+        )
+        assert evaluation.latest()["click"]["samples"] == 2  # the first window has gone by
     with _open(tmp_path) as store:
-        evaluation = Evaluation(store, ("click", "buy"), ("feed", "search"))
-        report = evaluation.report()
+        report = _evaluation(store).report()
     assert report["overall"]["click"]["samples"] == 3 and report["overall"]["buy"]["samples"] == 1
     assert report["overall"]["click"]["gauc"] == 1.0  # user b; user a has one class only
     assert set(report["by_domain"]) == {"feed", "other"}

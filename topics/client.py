@@ -19,6 +19,9 @@ def client_settings(config: Config, bootstrap: str) -> dict[str, Any]:
         # itself to the freshness of every vector after each restart.
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
+        # Errors reach the caller as errors; librdkafka's own lines about each refused connection
+        # would bury them (one every 30 ms while a broker is down). kafka.extra can ask for more.
+        "log_level": 2,
         "allow.auto.create.topics": False,
         **config.kafka.extra,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,6 @@ from embedding_store.store import EmbeddingStore
 from trainer.auc import BINS, Counts, bin_of, binned_auc, grouped_auc
 from trainer.batch import F32, I64
 
-WINDOW_MS = 3_600_000
-"""Width of an evaluation window in event time."""
 ALL_TIME = -1
 OTHER = "other"
 SCORED_PER_USER_MAX = 256
@@ -31,7 +29,9 @@ _HEAD = struct.Struct("<qqddI")
 _SEPARATOR = "\x1f"
 
 CellKey = tuple[str, str, int]
-"""(task, domain, window); the window is its number or ALL_TIME."""
+"""(task, domain, window); the window is its start in event ms, or ALL_TIME."""
+RawCells = dict[int, list[tuple[str, str, bytes]]]
+"""window -> (task, domain, dumped sums): loaded one window at a time, a year has thousands."""
 
 
 @dataclass(slots=True)
@@ -99,8 +99,17 @@ class Sums:
 class Evaluation:
     """Pending predictions and mergeable sums over one store."""
 
-    def __init__(self, store: EmbeddingStore, tasks: tuple[str, ...], domains: tuple[str, ...]):
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        tasks: tuple[str, ...],
+        domains: tuple[str, ...],
+        *,
+        window_ms: int,
+    ) -> None:
         self._store = store
+        self._window_ms = window_ms
+        self._newest = ALL_TIME
         self._tasks = tasks
         self._domains = (OTHER, *domains)
         self._cells: dict[CellKey, Sums] = {}
@@ -145,7 +154,8 @@ class Evaluation:
         users: Iterable[str],
     ) -> None:
         """Score n predictions [n, T] against final labels [n, T] where mask is 1; [n] each else."""
-        window = event_ms // WINDOW_MS
+        window = event_ms - event_ms % self._window_ms
+        self._newest = max(self._newest, int(window.max()))
         places = np.unique(np.stack([domain, window], 1), axis=0)
         for d, w in places.tolist():
             here = (domain == d) & (window == w)
@@ -173,17 +183,30 @@ class Evaluation:
         for user, old, new in zip(users, before, self._entries.values(), strict=True):
             self._store.put("scored", user, ((old or b"") + b"".join(new))[kept:])
         # Windows that event time has left behind would pile up in memory; the totals stay.
-        self._cells = {
-            k: v for k, v in self._cells.items() if k in self._changed or k[2] == ALL_TIME
-        }
+        recent = {ALL_TIME, *self._latest_windows()}
+        self._cells = {k: v for k, v in self._cells.items() if k in self._changed or k[2] in recent}
         self._changed = set()
         self._entries = {}
 
     def totals(self) -> dict[str, dict[str, float | int | None]]:
         """task -> auc, ne, pcoc, samples, positives over everything scored so far."""
+        return self._over((ALL_TIME,))
+
+    def latest(self) -> dict[str, dict[str, float | int | None]]:
+        """The same over the newest window of event time and the one before it."""
+        return self._over(self._latest_windows())
+
+    def _latest_windows(self) -> tuple[int, ...]:
+        if self._newest == ALL_TIME:
+            return ()
+        return (self._newest, self._newest - self._window_ms)
+
+    def _over(self, windows: tuple[int, ...]) -> dict[str, dict[str, float | int | None]]:
         return {
             task: self._merged(
-                self._cell((task, d, ALL_TIME), change=False) for d in self._domains
+                self._cell((task, domain, window), change=False)
+                for domain in self._domains
+                for window in windows
             ).report()
             for task in self._tasks
         }
@@ -194,49 +217,41 @@ class Evaluation:
         Reads every stored window and user: for the end of a run, not for each commit. What is not
         staged yet is not in it.
         """
-        cells = dict(self._stored())
+        cells = self._stored()
         entries, users = self._scored()
-        domains = sorted({d for _, d, _ in cells})
-        windows = sorted({w for _, _, w in cells if w != ALL_TIME})
+        total = cells.pop(ALL_TIME, [])
         every = np.ones(len(entries), bool)
         return {
-            "overall": self._section(cells, lambda _d, w: w == ALL_TIME, entries, users, every),
+            "overall": self._section(total, entries, users, every),
             "by_domain": {
                 name: self._section(
-                    cells,
-                    lambda d, w, name=name: d == name and w == ALL_TIME,
+                    [cell for cell in total if cell[1] == name],
                     entries,
                     users,
                     entries["domain"] == self._domains.index(name),
                 )
-                for name in domains
+                for name in sorted({domain for _, domain, _ in total})
             },
             "by_window": {
-                str(number * WINDOW_MS): self._section(
-                    cells,
-                    lambda _d, w, number=number: w == number,
-                    entries,
-                    users,
-                    entries["window"] == number,
+                str(window): self._section(
+                    cells[window], entries, users, entries["window"] == window
                 )
-                for number in windows
+                for window in sorted(cells)
             },
         }
 
     def _section(
         self,
-        cells: dict[CellKey, Sums],
-        wanted: Any,
+        cells: list[tuple[str, str, bytes]],
         entries: npt.NDArray[Any],
         users: I64,
         rows: npt.NDArray[np.bool_],
     ) -> dict[str, dict[str, float | int | None]]:
         section: dict[str, dict[str, float | int | None]] = {}
+        entries, users = entries[rows], users[rows]
         for t, task in enumerate(self._tasks):
-            sums = self._merged(
-                cells[key] for key in sorted(cells) if key[0] == task and wanted(key[1], key[2])
-            )
-            at = rows & (entries["mask"][:, t] > 0)
+            sums = self._merged(Sums.load(raw) for name, _, raw in cells if name == task)
+            at = entries["mask"][:, t] > 0
             gauc = grouped_auc(users[at], entries["logit"][at, t], entries["label"][at, t] > 0)
             section[task] = {**sums.report(), "gauc": gauc}
         return section
@@ -259,10 +274,12 @@ class Evaluation:
             self._changed.add(key)
         return sums
 
-    def _stored(self) -> Iterator[tuple[CellKey, Sums]]:
+    def _stored(self) -> RawCells:
+        cells: RawCells = {}
         for key, raw in self._store.scan("evaluation"):
             task, domain, window = key.decode().split(_SEPARATOR)
-            yield (task, domain, int(window)), Sums.load(raw)
+            cells.setdefault(int(window), []).append((task, domain, raw))
+        return cells
 
     def _scored(self) -> tuple[npt.NDArray[Any], I64]:
         """Every kept entry and the number of its user."""

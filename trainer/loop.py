@@ -78,7 +78,12 @@ class Loop:
         self._loss = loss_name(config)
         self._learner = Learner(self.plan, config, store)
         self.progress = recover_state(store, self._learner, self.plan, config)
-        self.evaluation = Evaluation(store, self.plan.tasks, self.plan.domains)
+        self.evaluation = Evaluation(
+            store,
+            self.plan.tasks,
+            self.plan.domains,
+            window_ms=config.trainer.evaluation_window,
+        )
         self._representations = Representations(
             store, self._learner, config.publish.cross_half_life
         )
@@ -188,6 +193,10 @@ class Loop:
             progress.now_ms = max(progress.now_ms, newest_event_ms(sample))
             progress.produced_ms = max(progress.produced_ms, sample.produced_ms)
             metrics.SAMPLES.labels(sample.state).inc()
+            if record.joined_ms >= 0 and sample.state != "correction" and sample.elapsed_ms > 0:
+                # Deliberate, so kept apart from the other stages: the window, or join.elapsed.
+                held = max(0.0, record.joined_ms - sample.produced_ms) / 1000
+                metrics.STAGE.labels("hold").observe(held)
         metrics.LAST_EVENT.set(progress.now_ms / 1000)
         return samples
 
@@ -252,7 +261,8 @@ class Loop:
     def _cut_version(self) -> tuple[list[Record], Manifest, dict[Kind, list[int]]] | None:
         """The version of this commit, put into the outbox; None if none is due."""
         totals = self.evaluation.totals()
-        metrics.observe_progressive(totals)
+        metrics.observe_progressive(totals, "all")
+        metrics.observe_progressive(self.evaluation.latest(), "latest")
         if self._sink is None:
             self._representations.forget_touched()
             return None

@@ -34,7 +34,8 @@ _SECONDS = (
 
 STAGE = Histogram(
     "headwater_stage_latency_seconds",
-    "Wall time of one stage: queue = from the join's emission to the trainer, train = one batch, "
+    "Wall time of one stage: hold = what the join waited on purpose (elapsed, window), queue = "
+    "from the join's emission to the trainer, train = one batch, "
     "commit, publish",
     ["stage"],
     buckets=_SECONDS,
@@ -57,11 +58,15 @@ VECTORS = Counter("headwater_vectors_published", "Vectors published", ["kind"])
 VERSION = Gauge("headwater_version", "Newest version published")
 LAST_EVENT = Gauge("headwater_last_event_timestamp_seconds", "Newest event time learnt from")
 LAST_PUBLISH = Gauge("headwater_last_publish_timestamp_seconds", "Wall time of the last version")
-NE = Gauge("headwater_progressive_ne", "Progressive normalised entropy", ["task"])
-AUC = Gauge("headwater_progressive_auc", "Progressive AUC", ["task"])
-PCOC = Gauge("headwater_progressive_pcoc", "Predicted over observed conversions", ["task"])
-SCORED = Gauge("headwater_progressive_samples", "Impressions scored", ["task"])
-POSITIVES = Gauge("headwater_progressive_positives", "Scored impressions that converted", ["task"])
+NE = Gauge("headwater_progressive_ne", "Progressive normalised entropy", ["task", "window"])
+AUC = Gauge("headwater_progressive_auc", "Progressive AUC", ["task", "window"])
+PCOC = Gauge(
+    "headwater_progressive_pcoc", "Predicted over observed conversions", ["task", "window"]
+)
+SCORED = Gauge("headwater_progressive_samples", "Impressions scored", ["task", "window"])
+POSITIVES = Gauge(
+    "headwater_progressive_positives", "Scored impressions that converted", ["task", "window"]
+)
 ROWS = Gauge("headwater_store_rows", "Embedding rows", ["tier"])
 ADMITTED = Gauge("headwater_store_rows_admitted", "Rows created since the process started")
 EVICTED = Gauge("headwater_store_rows_evicted", "Rows moved from the slab to the disk since then")
@@ -78,8 +83,11 @@ def observe_store(store: EmbeddingStore) -> None:
     EVICTED.set(stats.rows_evicted)
 
 
-def observe_progressive(totals: Mapping[str, Mapping[str, float | int | None]]) -> None:
-    """Metrics per task over everything scored so far; undefined ones are NaN."""
+def observe_progressive(
+    totals: Mapping[str, Mapping[str, float | int | None]], window: str
+) -> None:
+    """Metrics per task; undefined ones are NaN. `window` is "all" = since the store began, or
+    "latest" = the newest two evaluation windows."""
     for task, report in totals.items():
         for gauge, name in (
             (NE, "ne"),
@@ -89,7 +97,7 @@ def observe_progressive(totals: Mapping[str, Mapping[str, float | int | None]]) 
             (POSITIVES, "positives"),
         ):
             value = report[name]
-            gauge.labels(task).set(float("nan") if value is None else value)
+            gauge.labels(task, window).set(float("nan") if value is None else value)
 
 
 def observe_published(version: int, produced_ms: Mapping[Kind, Sequence[int]]) -> None:
