@@ -88,7 +88,7 @@ def _run(arguments: argparse.Namespace, config: Config, bootstrap: str, stop: _S
         _log.info("join_metrics", url=f"http://{config.metrics.host}:{port}/metrics")
     stop.running = True
     if job.wait(stop.asked):
-        _log.info("join_ended", job=job.job_id)
+        _log.info("join_ended", job=job.job_id, net_runtime_ms=job.net_runtime_ms)
     else:
         job.cancel()
         _log.info("join_stopped", job=job.job_id)

@@ -124,13 +124,20 @@ class JoinJob:
         try:
             environment = tables(settings)
             result = None
-            for statement in statements(config, bootstrap, bounded=bounded):
+            for statement in self.plan(config, bootstrap, bounded=bounded):
                 result = environment.execute_sql(statement)
         except Exception as error:  # noqa: BLE001  py4j maps any Java exception to bare ones
             raise self._failure(error) from None
         assert result is not None
         self._client = result.get_job_client()
         self.job_id = str(self._client.get_job_id())
+        self.net_runtime_ms: int | None = None
+        """Of a bounded run that has ended: from Flink's start of the job to its end, without the
+        start of the JVM and the planning."""
+
+    def plan(self, config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
+        """The SQL to run, the INSERT last; a benchmark's peer brings its own."""
+        return statements(config, bootstrap, bounded=bounded)
 
     def wait(self, stopping: Callable[[], bool]) -> bool:
         """Block until the bounded input is joined (True) or `stopping()` is true (False).
@@ -143,7 +150,7 @@ class JoinJob:
                 if stopping():
                     return False
                 time.sleep(0.1)
-            ended.result()
+            self.net_runtime_ms = int(ended.result().get_net_runtime())
         except Exception as error:  # noqa: BLE001  py4j maps any Java exception to bare ones
             if stopping():  # a signal to the whole group takes the JVM down first
                 return False

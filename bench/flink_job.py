@@ -1,0 +1,85 @@
+"""One Flink process of `bench/join.py`: runs a bounded job whenever it is told to.
+
+    python flink_job.py copy|join --config F --bootstrap B --state-dir D
+
+For each line on stdin, a topic prefix, it joins (or copies) everything under that prefix and prints
+the job's net runtime in milliseconds. One process for all rounds, so that a round times the job and
+neither the JVM's start nor its first compilation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+from settings.config import Config
+from settings.load import load_config
+from stream.__main__ import _free_port
+from stream.job import JoinJob
+from stream.plan import _kafka_options, _with
+from topics.names import STREAMS
+
+COPIED = "copied"
+
+
+class CopyJob(JoinJob):
+    """Both event topics into one, byte for byte, under the sink settings of the join."""
+
+    def plan(self, config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
+        raw = {"key.format": "raw", "key.fields": "k", "value.format": "raw"}
+        shared = _kafka_options(config, bootstrap) | raw | {"value.fields-include": "EXCEPT_KEY"}
+        source = shared | {
+            "topic": ";".join(config.topic(stream) for stream in STREAMS),
+            "scan.startup.mode": "earliest-offset",
+            "scan.bounded.mode": "latest-offset",
+            "properties.group.id": f"{config.kafka.topic_prefix}.copy",
+        }
+        sink = shared | {
+            "topic": config.topic(COPIED),
+            "sink.delivery-guarantee": "exactly-once",
+            "sink.transactional-id-prefix": f"{config.kafka.topic_prefix}-copy",
+            "sink.transaction-naming-strategy": "POOLING",
+            "properties.transaction.timeout.ms": str(config.join.transaction_timeout),
+            "properties.compression.type": "lz4",
+            "properties.linger.ms": "5",
+        }
+        assert bounded
+        return [
+            f"CREATE TEMPORARY TABLE events (k BYTES, v BYTES) WITH ({_with(source)})",
+            f"CREATE TEMPORARY TABLE copied (k BYTES, v BYTES) WITH ({_with(sink)})",
+            "INSERT INTO copied SELECT k, v FROM events",
+        ]
+
+
+def main() -> None:
+    """See the module; ends at the end of stdin."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("job", choices=("copy", "join"))
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--state-dir", type=Path, required=True)
+    options = parser.parse_args()
+    config = load_config(options.config, env={}).config
+    make = CopyJob if options.job == "copy" else JoinJob
+    for number in itertools.count():
+        prefix = sys.stdin.readline().strip()
+        if not prefix:
+            break
+        kafka = config.kafka.model_copy(update={"topic_prefix": prefix})
+        job = make(
+            config.model_copy(update={"kafka": kafka}),
+            options.bootstrap,
+            options.state_dir / f"run{number}",
+            bounded=True,
+            rest_port=_free_port(),
+            has_run=lambda: False,  # a run writes the same outputs once more, on purpose
+        )
+        job.wait(lambda: False)
+        sys.stdout.write(f"{job.net_runtime_ms}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

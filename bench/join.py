@@ -1,0 +1,210 @@
+"""Our join over bounded input, against a Flink job that copies the same topics and does no more.
+
+Four Flink processes on one broker, taking turns: `copy` (both event topics into one, raw bytes),
+`heap` and `rocksdb` (our join, policy `wait`, all its side topics) and `correct` (heap, policy
+`correct`). Same input, same parallelism, same exactly-once sink; each has run the whole input once
+before it is timed. The time is Flink's own net runtime of the job. It holds what every job pays
+once, starting its tasks and its last checkpoints: `fixed_seconds`, a run over a few events. That
+lifts the ratios; `ratio_*_sustained` are those of the time beyond it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from flink_job import COPIED
+from measuring import config_of, ratio, run_benchmark, say, spread
+
+from runtime.broker import EmbeddedBroker
+from runtime.config_file import write_config
+from runtime.jars import flink_jars, require_java
+from runtime.producing import EventProducer
+from runtime.sources.simulated import SimulatedTraffic
+from settings.config import Config
+from topics.admin import ensure_topics
+from topics.names import CONVERSIONS, IMPRESSIONS, SAMPLES
+from topics.scan import end_offsets, read_to_end
+
+SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "copy": ("copy", {}),
+    "heap": ("join", {"join__policy": "wait"}),
+    "rocksdb": ("join", {"join__policy": "wait", "join__state_backend": "rocksdb"}),
+    "correct": ("join", {"join__policy": "correct", "join__elapsed": "0s"}),
+}
+FULL = "bench"
+FEW_IMPRESSIONS = 200
+START_MS = 1_700_000_000_000
+RATE = 2_000.0
+"""Impressions per second of event time: with windows of 8 to 20 s, what is open at once."""
+
+
+class FlinkProcess:
+    """A `flink_job.py` that waits for its turns."""
+
+    def __init__(self, name: str, config: Config, bootstrap: str, folder: Path) -> None:
+        self.name = name
+        folder.mkdir()
+        write_config(config, folder / "config.toml", comment=f"bench join: {name}")
+        self._log = (folder / "log").open("w+b")
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, str(Path(__file__).with_name("flink_job.py")), SYSTEMS[name][0]),
+                *("--config", str(folder / "config.toml"), "--bootstrap", bootstrap),
+                *("--state-dir", str(folder / "state")),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+
+    def start(self, prefix: str) -> None:
+        """Begin a run over the topics of `prefix`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{prefix}\n".encode())
+        self._process.stdin.flush()
+
+    def seconds(self) -> float:
+        """Wait for the run; Flink's net runtime of it."""
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._log.seek(0)
+            reason = self._log.read().decode(errors="replace").strip()[-2_000:]
+            raise RuntimeError(f"the Flink process {self.name} ended: {reason}")
+        return int(answer) / 1000
+
+    def run(self, prefix: str) -> float:
+        """`start` and `seconds`."""
+        self.start(prefix)
+        return self.seconds()
+
+    def close(self) -> None:
+        """End it; its JVM dies with it."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Every key of the report; see the module."""
+    require_java()
+    flink_jars()
+    impressions, rounds = (40_000, 3) if quick else (250_000, 5)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-bench-")))
+        broker = stack.enter_context(EmbeddedBroker(folder / "broker"))
+        say("starting Flink and sending events")
+        processes = {
+            name: FlinkProcess(name, _config(name, FULL), broker.bootstrap, folder / name)
+            for name in SYSTEMS
+        }
+        for name, process in processes.items():
+            stack.callback(process.close)
+            # A prefix each, since they run at once here and transactional ids are made of it.
+            _send(_config(name, _few(name)), broker.bootstrap, FEW_IMPRESSIONS)
+            process.start(_few(name))
+        events = _send(_config("heap", FULL), broker.bootstrap, impressions)
+        say(f"{events:,} events; every system runs once untimed")
+        for process in processes.values():
+            process.seconds()
+        for process in processes.values():
+            process.run(FULL)
+        seconds: dict[str, list[float]] = {name: [] for name in SYSTEMS}
+        for n in range(rounds):
+            for name, process in processes.items():
+                seconds[name].append(process.run(FULL))
+            found = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
+            say(f"round {n + 1}: {found}")
+        fixed = {name: process.run(_few(name)) for name, process in processes.items()}
+        copied, final = _counts(broker.bootstrap)
+    runs = rounds + 1
+    if copied != runs * events or final != (2 * runs + runs) * impressions:
+        raise RuntimeError(
+            f"not every event came out: {copied} copies of {runs} x {events} events, {final} final "
+            f"samples of {3 * runs} x {impressions} impressions"
+        )
+    ratios = {name: ratio(seconds["copy"], seconds[name]) for name in SYSTEMS if name != "copy"}
+    beyond = {name: float(np.median(seconds[name])) - fixed[name] for name in SYSTEMS}
+    return {
+        **{f"ratio_{name}": found["median"] for name, found in ratios.items()},
+        **{f"ratio_{name}_sustained": beyond["copy"] / beyond[name] for name in ratios},
+        **{
+            f"{name}_events_per_second": events / float(np.median(values))
+            for name, values in seconds.items()
+        },
+        "events": events,
+        "impressions": impressions,
+        "parallelism": _config("heap", FULL).join.parallelism,
+        "fixed_seconds": fixed,
+        "rounds": {
+            "seconds": {name: spread(values) for name, values in seconds.items()},
+            **{f"ratio_{name}": found for name, found in ratios.items()},
+        },
+        "not_run": {
+            "growth": "windows from 1 h to 24 h, 1x to 10x keys, 10 to 2,000 features",
+            "state_bytes_per_pending_impression": "not measured",
+        },
+    }
+
+
+def _few(name: str) -> str:
+    return f"few-{name}"
+
+
+def _source(impressions: int) -> SimulatedTraffic:
+    return SimulatedTraffic(
+        start_ms=START_MS,
+        rate=RATE,
+        users=20_000,
+        items=5_000,
+        impressions_max=impressions,
+        faults=False,
+    )
+
+
+def _config(name: str, prefix: str) -> Config:
+    return config_of(
+        _source(0).config_values(),
+        kafka__topic_prefix=prefix,
+        join__idle_timeout="0s",
+        **SYSTEMS[name][1],
+    )
+
+
+def _send(config: Config, bootstrap: str, impressions: int) -> int:
+    """Both topics filled in order of event time, and a topic to copy to; how many events."""
+    ensure_topics(config, bootstrap)
+    copied = NewTopic(
+        config.topic(COPIED), num_partitions=config.kafka.partitions, replication_factor=1
+    )
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    for future in admin.create_topics([copied]).values():
+        future.result()
+    producer = EventProducer(config, bootstrap)
+    for event in _source(impressions).events():
+        producer.send(event.stream, event.line)
+    producer.flush()
+    return sum(end_offsets(config, bootstrap, [IMPRESSIONS, CONVERSIONS]).values())
+
+
+def _counts(bootstrap: str) -> tuple[int, int]:
+    """(records copied, final samples) of all runs over the full input."""
+    config = _config("heap", FULL)
+    copied = sum(1 for _ in read_to_end(config, bootstrap, [COPIED]))
+    final = sum(
+        orjson.loads(message.value() or b"{}")["state"] == "final"
+        for _, message in read_to_end(config, bootstrap, [SAMPLES])
+    )
+    return copied, final
+
+
+if __name__ == "__main__":
+    run_benchmark("join", measure)
