@@ -57,6 +57,7 @@ def test_a_killed_child_is_restarted_with_its_reason(tmp_path: Path) -> None:
 
 def test_three_restarts_in_a_minute_stop_everything_and_name_the_child(tmp_path: Path) -> None:
     crash = [*PYTHON, "import sys; sys.exit('no disk')"]
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
     supervisor = Supervisor(tmp_path, [_spec("steady", SLEEP), _spec("broken", crash)])
     with pytest.raises(StackFailed, match=r"broken ended again after 3 restarts.*no disk"):
         while True:
@@ -64,7 +65,8 @@ def test_three_restarts_in_a_minute_stop_everything_and_name_the_child(tmp_path:
             time.sleep(0.01)
     assert supervisor.children["broken"].restarts == 3
     assert supervisor.children["steady"].pid is None
-    assert psutil.Process().children(recursive=True) == []
+    after = {child.pid for child in psutil.Process().children(recursive=True)}
+    assert after <= before  # another test's broker may be there
 
 
 def test_a_child_starts_only_after_those_it_needs(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,14 @@ from settings.load import load_config
 from tests.sample_log import KINDS, SLOTS_TOML, samples
 from topics.admin import ensure_topics
 from topics.client import producer_settings
+from topics.lag import committed_offsets
 from topics.names import REPRESENTATION_TOPICS, SAMPLES
 from topics.sample import encode_sample
-from topics.scan import read_to_end
+from topics.scan import end_offsets, read_to_end
+from trainer.source import trainer_group
 from trainer.step import row_layout
 
-IMPRESSIONS = 4_000
+IMPRESSIONS = 6_000
 KILLS = 20 if os.environ.get("HEADWATER_PROVE") else 5
 _ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -110,11 +111,12 @@ def _published_digest(config: Config, bootstrap: str) -> dict[str, tuple[int, st
 
 
 @pytest.fixture
-def uninterrupted(kafka: str, prefix: str, tmp_path: Path) -> Iterator[tuple[Config, Path, float]]:
+def uninterrupted(kafka: str, prefix: str, tmp_path: Path) -> tuple[Config, Path]:
     path = tmp_path / "uninterrupted.toml"
     config = _write_config(path, f"{prefix}-a")
     _write_log(config, kafka)
-    yield config, path, _run_to_end(path, kafka, tmp_path / "store-a")
+    _run_to_end(path, kafka, tmp_path / "store-a")
+    return config, path
 
 
 @pytest.mark.slow
@@ -122,33 +124,32 @@ def uninterrupted(kafka: str, prefix: str, tmp_path: Path) -> Iterator[tuple[Con
 @pytest.mark.kill
 @pytest.mark.timeout(900)
 def test_killed_trainer_ends_with_the_same_bytes(
-    kafka: str, prefix: str, tmp_path: Path, uninterrupted: tuple[Config, Path, float]
+    kafka: str, prefix: str, tmp_path: Path, uninterrupted: tuple[Config, Path]
 ) -> None:
-    config_a, path_a, seconds = uninterrupted
+    config_a, path_a = uninterrupted
     store_a = tmp_path / "store-a"
     # Nothing is left to learn, so this is how long a start takes; and it must change nothing.
     start_seconds = _run_to_end(path_a, kafka, store_a)
-    stride_seconds = max(0.5, (seconds - start_seconds) * 1.3 / KILLS)
     path = tmp_path / "killed.toml"
     config_b = _write_config(path, f"{prefix}-b")
     _write_log(config_b, kafka)
+    log_samples = end_offsets(config_b, kafka, [SAMPLES])[SAMPLES, 0]
+    committed = committed_offsets(config_b, kafka, trainer_group(config_b), [SAMPLES])
     seed = int(os.environ.get("HEADWATER_SEED", random.randrange(2**31)))
     print(f"HEADWATER_SEED={seed}")  # noqa: T201  shown when the test fails, to run it again
     draw = random.Random(seed)
-    store_b, killed = tmp_path / "store-b", 0
-    while killed < KILLS:
+    store_b = tmp_path / "store-b"
+    for target in sorted(draw.randrange(log_samples * 9 // 10) for _ in range(KILLS)):
         trainer = _start(path, kafka, store_b)
-        # Anywhere from its start to its end: in imports, in recovery, in a step, in a commit.
-        try:
-            trainer.wait(start_seconds * draw.uniform(0.7, 1.0) + draw.random() * stride_seconds)
-        except subprocess.TimeoutExpired:
-            killed += 1
+        if draw.random() < 0.2:  # in the imports, or while it recovers what the last kill left
+            time.sleep(start_seconds * draw.random())
+        else:  # in a step, a commit or a publication
+            while committed().get((SAMPLES, 0), 0) < target and trainer.poll() is None:
+                time.sleep(0.01)
+            time.sleep(draw.random() * 0.2)
+        assert trainer.poll() is None, f"it ended by itself: {trainer.communicate()[1]}"
         trainer.kill()
-        said = trainer.communicate()[1]
-        assert trainer.returncode in (-9, 0), said
-        if trainer.returncode == 0:
-            break
-    assert killed >= KILLS / 2, "too few kills landed to prove anything"
+        trainer.communicate()
     _run_to_end(path, kafka, store_b)
 
     rows_a, rows_b = _store_digest(config_a, store_a), _store_digest(config_b, store_b)

@@ -158,7 +158,7 @@ def test_a_live_trainer_publishes_serves_metrics_and_stops_when_asked(
         for name in (
             'headwater_stage_latency_seconds_count{stage="publish"}',
             'headwater_representation_freshness_seconds_count{kind="user"}',
-            'headwater_progressive_ne{task="click"}',
+            'headwater_progressive_ne{task="click",window="all"}',
             'headwater_store_rows{tier="hot"}',
             "headwater_last_event_timestamp_seconds",
         ):

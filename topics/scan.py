@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from settings.config import Config
@@ -123,8 +123,14 @@ def _read(
     reraise=True,
 )
 def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    with kafka_errors(f"asking for the end of {topic} partition {partition}"):
+    doing = f"asking for the end of {topic} partition {partition}"
+    try:
         found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
+            # The topic is known, the partition not yet: the metadata is older than its creation.
+            raise TopicUnavailable(f"{doing}: {error.args[0].str()}") from error
+        raise topic_error(error, doing) from error
     if found is None:
         raise TopicUnavailable(f"no answer for the end of {topic} partition {partition}")
     return found
