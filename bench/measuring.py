@@ -104,4 +104,5 @@ def rounded(value: Any) -> Any:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the cleaning-up off
     raise KeyboardInterrupt
