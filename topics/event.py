@@ -33,7 +33,7 @@ def event_key(user_id: str, item_id: str) -> bytes:
 
 class Strictness:
     """What the join refuses and a JSON decoder lets pass: a key of `known` twice, a key of
-    `reserved`, a number beyond binary64, more than 100 levels of nesting."""
+    `reserved`, a number beyond binary64, a time of -0, more than 100 levels of nesting."""
 
     def __init__(self, known: Collection[str], reserved: Collection[str] = ()) -> None:
         self._known = frozenset(known)
@@ -42,7 +42,7 @@ class Strictness:
         # (a sequence's item_id), escapes, which could spell any name, and large exponents.
         repeats = [rf'"{name}"(?=.*"{name}")' for name in known]
         words = [rf'"{name}"' for name in reserved]
-        rare = [r"\\u", r"[eE]\+?\d{3}", r"\d{300}"]
+        rare = [r"\\u", r"[eE]\+?\d{3}", r"\d{300}", r'"event_ms"\s*:\s*-']
         self._suspicious = re.compile("|".join([*rare, *words, *repeats]).encode(), re.DOTALL)
 
     def check(self, value: bytes) -> None:
@@ -52,11 +52,15 @@ class Strictness:
         if not self._suspicious.search(value):
             return
         outermost: list[str] = []
+        negative_zero: list[str] = []
 
         def remember(pairs: list[tuple[str, object]]) -> None:
             outermost[:] = [name for name, _ in pairs]  # the outermost object ends last
+            negative_zero[:] = [name for name, number in pairs if number == "-0"]
 
         json.loads(value, object_pairs_hook=remember, parse_int=_finite, parse_float=_finite)
+        if "event_ms" in negative_zero:  # a string "-0" there was refused by the decoder
+            raise RecordInvalid("expected event_ms from 0 to 2^63-1 as an integer, got -0")
         for name in sorted(self._known):
             if outermost.count(name) > 1:
                 raise RecordInvalid(f"expected each key once, got {name!r} twice")
@@ -65,9 +69,10 @@ class Strictness:
                 raise RecordInvalid(f"expected an event's keys, got {name!r}, which the join adds")
 
 
-def _finite(number: str) -> None:
+def _finite(number: str) -> str:
     if math.isinf(float(number)):
         raise RecordInvalid(f"expected finite numbers, got {number[:40]}")
+    return number
 
 
 def _depth(value: bytes) -> int:
