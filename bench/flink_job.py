@@ -1,10 +1,10 @@
 """One Flink process of `bench/join.py`: runs a bounded job whenever it is told to.
 
-    python flink_job.py copy|join --config F --bootstrap B --state-dir D
+    python flink_job.py --bootstrap B --state-dir D
 
-For each line on stdin, a topic prefix, it joins (or copies) everything under that prefix and prints
-the job's net runtime in milliseconds. One process for all rounds, so that a round times the job and
-neither the JVM's start nor its first compilation.
+For each line `copy|join CONFIG_FILE PREFIX` on stdin it copies or joins everything under the topic
+prefix and prints the job's net runtime in milliseconds. One process for all rounds, so that a round
+times the job and neither the JVM's start nor its first compilation.
 """
 
 from __future__ import annotations
@@ -56,17 +56,16 @@ class CopyJob(JoinJob):
 def main() -> None:
     """See the module; ends at the end of stdin."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("job", choices=("copy", "join"))
-    parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
     options = parser.parse_args()
-    config = load_config(options.config, env={}).config
-    make = CopyJob if options.job == "copy" else JoinJob
     for number in itertools.count():
-        prefix = sys.stdin.readline().strip()
-        if not prefix:
+        told = sys.stdin.readline().split()
+        if not told:
             break
+        kind, file, prefix = told
+        make = CopyJob if kind == "copy" else JoinJob
+        config = load_config(Path(file), env={}).config
         kafka = config.kafka.model_copy(update={"topic_prefix": prefix})
         job = make(
             config.model_copy(update={"kafka": kafka}),
