@@ -45,7 +45,8 @@ class EventsConfig(_Section):
     """An event this far ahead of its partition's running event time (or of the wall clock) is
     `undecodable`, as from the future, and does not move the watermark."""
     bytes_max: Annotated[int, Field(ge=1_000, le=100_000_000)] = 1_000_000
-    """`produce` refuses an event larger than this, by line number."""
+    """`produce` refuses an event larger than this, by line number; of one that another producer got
+    in, `undecodable` keeps this many bytes."""
 
 
 class KindConfig(_Section):

@@ -123,10 +123,10 @@ class TopicFrames:
         self.attributed = pl.concat([self.attributed, attributed.frame()])
         self.sampled = pl.concat([self.sampled, sampled.frame()])
         events = _Rows(EVENTS)
-        kinds = frozenset(self._config.kinds)
+        kinds, bytes_max = frozenset(self._config.kinds), self._config.events.bytes_max
 
         def take_event(name: str, message: Message) -> None:
-            events.add(_event(name, message, kinds))
+            events.add(_event(name, message, kinds, bytes_max))
 
         self._read(EVENT_TOPICS, take_event)
         self.events = pl.concat([self.events, events.frame()])
@@ -165,12 +165,15 @@ class _Rows:
         )
 
 
-def _event(name: str, message: Message, kinds: frozenset[str]) -> tuple[Any, ...]:
+def _event(name: str, message: Message, kinds: frozenset[str], bytes_max: int) -> tuple[Any, ...]:
     value = message.value()
-    found = (name, message.partition(), message.offset(), message.timestamp()[1], _digest(value))
+    kept = None if value is None else value[:bytes_max]  # what `undecodable` holds of a larger one
+    found = (name, message.partition(), message.offset(), message.timestamp()[1], _digest(kept))
     try:
         if value is None:
             raise RecordInvalid("expected an event, got no bytes")
+        if len(value) > bytes_max:
+            raise RecordInvalid(f"expected at most {bytes_max} bytes, got {len(value)}")
         if name == IMPRESSIONS:
             head = decode_impression_head(value)
             ids = (head.impression_id, head.user_id, head.item_id, head.event_ms)

@@ -26,7 +26,11 @@ from stream.restore import (
 )
 from stream.tether import lock_state_dir, tether
 
-JAR_NAMES = ("headwater-join.jar", "flink-sql-connector-kafka-5.0.0-2.2.jar")
+JAR_NAMES = (
+    "headwater-join.jar",
+    "flink-sql-connector-kafka-5.0.0-2.2.jar",
+    "zstd-jni-1.5.6-10.jar",
+)
 _HEAP = "-Xms256m -Xmx2g -XX:+UseParallelGC -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData"
 _LOG4J = """status = error
 appender.file.type = RollingFile

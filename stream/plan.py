@@ -120,6 +120,7 @@ def _source(config: Config, bootstrap: str, stream: Stream, *, bounded: bool) ->
         "value.format": "headwater-event",
         "value.headwater-event.stream": stream,
         "value.headwater-event.kinds": ",".join(config.kinds),
+        "value.headwater-event.bytes-max": str(config.events.bytes_max),
         "value.fields-include": "EXCEPT_KEY",
     }
     if bounded:

@@ -2,7 +2,8 @@
 
 The join (Java) and the audit (here) must agree, event for event, on which bytes are an event. The
 rules: UTF-8; one JSON object in RFC 8259's grammar (no NaN, no Infinity), finite numbers, at most
-100 levels; no top-level key that headwater knows twice; unknown keys are free.
+100 levels; ids of 1 to 4096 characters; no top-level key that headwater knows twice; unknown keys
+are free.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import msgspec
 
 from topics.errors import RecordInvalid
 
-Id = Annotated[str, msgspec.Meta(min_length=1)]
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+"""Ids are keys of records: beside the value they must fit into one."""
 EventMs = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 _T = TypeVar("_T")

@@ -14,23 +14,29 @@ import org.apache.flink.table.data.StringData;
  */
 final class EventDeserializer implements DeserializationSchema<RowData> {
   static final int ARITY = 9;
+  /** A foreign producer's key beyond this is dropped; headers say where the source record lies. */
+  private static final int KEY_BYTES_MAX = 33_000;
   private static final int ERROR_PAIRS = 256;
 
   private final String stream;
   private final Set<String> kinds;
+  private final int bytesMax;
   private final TypeInformation<RowData> producedType;
   private transient EventScanner scanner;
 
-  EventDeserializer(String stream, Set<String> kinds, TypeInformation<RowData> producedType) {
+  EventDeserializer(
+      String stream, Set<String> kinds, int bytesMax, TypeInformation<RowData> producedType) {
     this.stream = stream;
     this.kinds = kinds;
+    this.bytesMax = bytesMax;
     this.producedType = producedType;
   }
 
   @Override
   public RowData deserialize(byte[] message) {
     if (stream.equals("key")) {
-      return GenericRowData.of((Object) message);
+      return GenericRowData.of(
+          (Object) (message != null && message.length > KEY_BYTES_MAX ? null : message));
     }
     if (scanner == null) {
       scanner = new EventScanner(stream.equals("conversions"), kinds);
@@ -38,6 +44,7 @@ final class EventDeserializer implements DeserializationSchema<RowData> {
     GenericRowData row = new GenericRowData(ARITY);
     row.setField(7, message);
     try {
+      requireSize(message, row);
       scanner.scan(message);
     } catch (BadEvent bad) {
       // undecodable rows have no pair; spread them so that a burst does not land on one task
@@ -55,6 +62,19 @@ final class EventDeserializer implements DeserializationSchema<RowData> {
     row.setField(5, StringData.fromString(scanner.named));
     row.setField(6, scanner.value);
     return row;
+  }
+
+  /**
+   * `produce` refuses an event over the limit, but compression takes a foreign producer's past the
+   * broker's limit. No output topic could hold it, so as many of its bytes as fit are kept.
+   */
+  private void requireSize(byte[] message, GenericRowData row) throws BadEvent {
+    if (message != null && message.length > bytesMax) {
+      row.setField(7, Arrays.copyOf(message, bytesMax));
+      throw new BadEvent(
+          "size: expected at most " + bytesMax + " bytes, got " + message.length
+              + "; the first " + bytesMax + " are kept");
+    }
   }
 
   @Override

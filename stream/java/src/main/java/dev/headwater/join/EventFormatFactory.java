@@ -26,19 +26,22 @@ public final class EventFormatFactory implements DeserializationFormatFactory {
       ConfigOptions.key("stream").stringType().noDefaultValue();
   private static final ConfigOption<String> KINDS =
       ConfigOptions.key("kinds").stringType().defaultValue("");
+  private static final ConfigOption<Integer> BYTES_MAX =
+      ConfigOptions.key("bytes-max").intType().defaultValue(Integer.MAX_VALUE);
 
   @Override
   public DecodingFormat<DeserializationSchema<RowData>> createDecodingFormat(
       DynamicTableFactory.Context context, ReadableConfig options) {
     FactoryUtil.validateFactoryOptions(this, options);
     String stream = options.get(STREAM);
+    int bytesMax = options.get(BYTES_MAX);
     Set<String> kinds = new TreeSet<>(Set.of(options.get(KINDS).split(",")));
     return new DecodingFormat<>() {
       @Override
       public DeserializationSchema<RowData> createRuntimeDecoder(
           DynamicTableSource.Context sourceContext, DataType physicalType) {
         return new EventDeserializer(
-            stream, kinds, sourceContext.createTypeInformation(physicalType));
+            stream, kinds, bytesMax, sourceContext.createTypeInformation(physicalType));
       }
 
       @Override
@@ -60,6 +63,6 @@ public final class EventFormatFactory implements DeserializationFormatFactory {
 
   @Override
   public Set<ConfigOption<?>> optionalOptions() {
-    return Set.of(KINDS);
+    return Set.of(KINDS, BYTES_MAX);
   }
 }

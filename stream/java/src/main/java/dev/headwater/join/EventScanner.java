@@ -14,6 +14,7 @@ final class EventScanner {
     // the join writes these into the sample, so an impression must not bring its own
     "produced_ms", "labels", "delays_ms", "values", "keep_rate", "state", "elapsed_ms", "revision"
   };
+  private static final int ID_CHARS_MAX = 4096; // ids are keys: beside a value they must fit a record
   private static final int IMPRESSION_REQUIRED = 6;
   private static final String[] CONVERSION_FIELDS = {
     "conversion_id", "user_id", "item_id", "event_ms", "kind", "impression_id", "value"
@@ -151,6 +152,10 @@ final class EventScanner {
     String text = cursor.readString();
     if (text.isEmpty()) {
       throw new BadEvent(fields[field] + ": expected " + expected(field) + ", got an empty one");
+    }
+    if (text.length() > ID_CHARS_MAX && text.codePointCount(0, text.length()) > ID_CHARS_MAX) {
+      throw new BadEvent(
+          fields[field] + ": expected at most " + ID_CHARS_MAX + " characters, got more");
     }
     return text;
   }
