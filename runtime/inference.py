@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from runtime.producing import NOT_READABLE
 from runtime.run_state import now_ms
 from topics.event import event_key
 
@@ -82,7 +83,7 @@ def read_findings(impressions: Path, conversions: Path) -> Findings:
     for line in _lines(impressions, found):
         try:
             impression = decode_impression(line)
-        except (msgspec.DecodeError, UnicodeError):
+        except NOT_READABLE:
             found.unreadable += 1
             continue
         found.impressions += 1
@@ -96,7 +97,7 @@ def read_findings(impressions: Path, conversions: Path) -> Findings:
     for line in _lines(conversions, found):
         try:
             conversion = decode_conversion(line)
-        except (msgspec.DecodeError, UnicodeError):
+        except NOT_READABLE:
             found.unreadable += 1
             continue
         found.conversions += 1

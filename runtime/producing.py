@@ -15,6 +15,9 @@ from topics.client import producer_settings
 from topics.errors import TopicError, topic_error
 from topics.event import event_key
 
+NOT_READABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What decoding a line raises that is no event; the last one for brackets without end."""
+_KEY_BYTES_MAX = 33_000  # of two ids; with a longer one no record could hold key and value
 _POLL_EVERY = 500
 # What librdkafka says of its connections is noise beside errors, which reach us as errors.
 _QUIET = logging.getLogger("headwater.librdkafka")
@@ -39,16 +42,17 @@ def pair_key(line: bytes) -> bytes | None:
     """Kafka key of an event's line; None where it cannot be read: the join says what is wrong."""
     try:
         pair = _pair.decode(line)
-        return event_key(pair.user_id, pair.item_id)
-    except (msgspec.DecodeError, UnicodeError):
+        key = event_key(pair.user_id, pair.item_id)
+    except NOT_READABLE:
         return None
+    return key if len(key) <= _KEY_BYTES_MAX else None
 
 
 def event_time_ms(line: bytes) -> int | None:
     """The line's event_ms; None where it has no usable one."""
     try:
         return _time.decode(line).event_ms
-    except (msgspec.DecodeError, UnicodeError):
+    except NOT_READABLE:
         return None
 
 

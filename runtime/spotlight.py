@@ -11,6 +11,7 @@ import numpy as np
 
 from downstream.reader import RepresentationReader
 from downstream.table import Change
+from runtime.producing import NOT_READABLE
 from runtime.sources.traffic import TrafficEvent
 
 _SHOWN_DIMS = 6
@@ -68,7 +69,7 @@ class Spotlight:
                 return
         try:
             conversion = self._decode(event.line)
-        except (msgspec.DecodeError, UnicodeError):
+        except NOT_READABLE:
             return
         held = reader.get("user", conversion.user_id)
         if held is None or held.vector is None:

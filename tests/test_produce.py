@@ -23,6 +23,9 @@ def test_the_key_is_the_pair_and_null_where_it_cannot_be_read() -> None:
     assert pair_key(GOOD) == b"u\x1fm"
     for broken in (b"{", b"[]", b"\xff", b'{"user_id":1,"item_id":"m"}', b'{"user_id":"u"}'):
         assert pair_key(broken) is None
+    deep = b'{"user_id":"u","item_id":"m","more":' + b"[" * 100_000
+    long = b'{"user_id":"' + b"u" * 40_000 + b'","item_id":"m"}'
+    assert (pair_key(deep), event_time_ms(deep), pair_key(long)) == (None, None, None)
     assert event_time_ms(GOOD) == 5
     assert event_time_ms(b'{"event_ms":NaN}') is None
 
