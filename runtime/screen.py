@@ -57,23 +57,23 @@ def freshness_table(out: Readout) -> Table:
 
 
 def tasks_table(out: Readout) -> Table:
-    """Progressive metrics: each impression predicted before it is learnt from."""
-    table = Table("task", "AUC", "NE", "PCOC", "scored", "converted", box=None)
-    for name in ("AUC", "NE", "PCOC"):
-        table.add_column(f"{name} now")
-    metrics = ("auc", "ne", "pcoc")
+    """Progressive metrics, each impression predicted before it is learnt from: since the start,
+    and over the newest two evaluation windows."""
+    table = Table("task", "AUC, now", "NE, now", "PCOC, now", "scored", "positive", box=None)
     for task, found in out.progressive.items():
         latest = out.progressive_latest.get(task, {})
         table.add_row(
             task,
-            *(_digits(found.get(metric)) for metric in metrics),
+            *(
+                f"{_digits(found.get(metric))} {_digits(latest.get(metric))}"
+                for metric in ("auc", "ne", "pcoc")
+            ),
             *(f"{found.get(metric) or 0:,.0f}" for metric in ("samples", "positives")),
-            *(_digits(latest.get(metric)) for metric in metrics),
         )
     if not out.progressive:
-        table.add_row("none yet", *[_MISSING] * 8)
+        table.add_row("none yet", *[_MISSING] * 5)
     return table
 
 
 def _digits(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.3f}"
+    return _MISSING if value is None else f"{value:.2f}"
