@@ -93,7 +93,14 @@ def _log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a", encoding="utf-8")
     os.set_inheritable(file.fileno(), False)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(file))
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file),
+    )
 
 
 def _summarise(console: Console, found: dict[str, Any], report: Path | None) -> None:
