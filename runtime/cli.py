@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 import typer
 
+from runtime.bounded_join import JoinVerbFailed
 from runtime.broker import BrokerError
 from runtime.jars import ToolMissing
 from runtime.run_state import NoStack, StackRunning
@@ -21,6 +22,7 @@ from topics.errors import TopicError
 
 _FAILED = (
     BrokerError,
+    JoinVerbFailed,
     ToolMissing,
     NoStack,
     StackRunning,

@@ -1,4 +1,4 @@
-"""Writes a checked `Config` as TOML that `settings.load` reads back to the same values."""
+"""Reads the config that a verb was given, and writes one that reads back to the same values."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from pathlib import Path
 import tomlkit
 
 from settings.config import Config
+from settings.load import load_config
+from trainer.models.catalogue import check_model_name
+
+
+def read_config(path: Path | None) -> Config:
+    """Checked whole, the model's name included, before anything starts. Raises ConfigError."""
+    config = load_config(path).config
+    check_model_name(config.model.name)
+    return config
 
 
 def write_config(config: Config, path: Path, *, comment: str) -> None:

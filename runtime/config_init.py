@@ -17,6 +17,14 @@ from settings.load import ConfigError
 
 DAY_MS = 86_400_000
 DOMAINS_MAX = 100
+_AN_IMPRESSION = (
+    '{"impression_id": "i1", "event_ms": 1700000000000, "user_id": "u1", "item_id": "a1", '
+    '"domain": "feed", "features": {"country": "de"}}'
+)
+_A_CONVERSION = (
+    '{"conversion_id": "c1", "impression_id": "i1", "event_ms": 1700000060000, "user_id": "u1", '
+    '"item_id": "a1", "kind": "click", "value": null}'
+)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -29,9 +37,9 @@ def render_config(
     """
     kinds = _usable(found.kinds)
     if not found.impressions:
-        raise ConfigError("--impressions: not one line is an impression; see `headwater --help`")
+        raise ConfigError("--impressions: not one line is an impression, such as " + _AN_IMPRESSION)
     if not kinds:
-        raise ConfigError("--conversions: not one line is a conversion of a usable kind")
+        raise ConfigError("--conversions: not one line is a conversion, such as " + _A_CONVERSION)
     document = tomlkit.document()
     for line in (
         f"Inferred from {found.impressions} impressions and {found.conversions} conversions"

@@ -17,12 +17,13 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._resource import ResourceType
 
 from runtime.broker import cluster_id_at
+from runtime.config_file import read_config
 from runtime.jars import JAVA_MAJOR_MIN, ToolMissing, flink_jars, java_major, java_path
 from runtime.jars import kafka_classpath as require_kafka_jars
 from runtime.run_state import RunState, read_run
 from runtime.scrape import scrape
 from settings.config import Config
-from settings.load import ConfigError, load_config
+from settings.load import ConfigError
 from topics.client import client_settings
 from topics.errors import TopicError
 from topics.names import ALL_TOPICS, EVENT_TOPICS, partition_count, topic_settings
@@ -51,7 +52,7 @@ def diagnose(directory: Path, config_file: Path | None) -> list[Finding]:
     findings = [_java(), _python(), *_jars(), _disk(directory)]
     run = read_run(directory)
     try:
-        config = load_config(config_file or (Path(run.config) if run else None)).config
+        config = read_config(config_file or (Path(run.config) if run else None))
         findings.append(Finding("config", "ok", "every value is valid"))
     except ConfigError as error:
         text = "; ".join(str(error).splitlines())

@@ -13,10 +13,13 @@ import structlog
 from typer.testing import CliRunner
 
 from runtime.choices import chosen
-from runtime.cli import app
+from runtime.cli import _CALLED_WRONGLY, _FAILED, app
 from runtime.run_state import DirectoryLock, NoStack, RunState, StackRunning, require_run, write_run
 
 runner = CliRunner()
+_FILES = ("--impressions", "{file}", "--conversions", "{file}")
+_CONFIG_AND_OUT = ("--config", "{good}", "--out", "{new}")
+_TRAIN = ("train", "--samples", "{file}", "--config", "{good}")
 
 
 def _headwater(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -93,12 +96,47 @@ def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
     assert runner.invoke(app, ["config", "check", str(file)]).output.startswith("ok: 1 kinds")
 
 
-def test_an_unknown_model_is_refused_by_config_check(tmp_path: Path) -> None:
-    file = tmp_path / "c.toml"
-    file.write_text("[model]\nname = 'lfm4add'\n")
-    result = runner.invoke(app, ["config", "check", str(file)])
-    assert result.exit_code == 2
-    assert "did you mean 'lfm4ads'?" in result.output
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["config", "check", "{model}"], "got 'lfm4add'; did you mean 'lfm4ads'?"),
+        (["up", "--config", "{model}"], "model.name: expected one of lfm4ads,"),
+        (["join", *_FILES, "--config", "{model}", "--out", "{new}"], "did you mean 'lfm4ads'?"),
+        (["join", *_FILES, "--config", "{good}", "--out", "{file}"], "expected a directory"),
+        (
+            [*("join", "--impressions", "{dir}", "--conversions", "{file}"), *_CONFIG_AND_OUT],
+            "--impressions {dir}: expected a file, this is a directory",
+        ),
+        (
+            [*("join", "--impressions", "{file}", "--conversions", "{new}"), *_CONFIG_AND_OUT],
+            "--conversions {new}: no such file",
+        ),
+        ([*_TRAIN, "--report", "{new}/r.json"], "expected a file in a directory that exists"),
+        ([*_TRAIN, "--report", "{dir}"], "expected a file in a directory that exists"),
+        ([*_TRAIN, "--report", "{new}", "--store", "{file}"], "--store {file}: expected a direct"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_starts(
+    tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    places = {"dir": tmp_path, "new": tmp_path / "new"}
+    texts = {"file": "", "good": "", "model": "[model]\nname = 'lfm4add'\n"}
+    for name, text in texts.items():
+        places[name] = tmp_path / name
+        places[name].write_text(text)
+    result = runner.invoke(app, [argument.format(**places) for argument in arguments])
+    assert result.exit_code == 2 or isinstance(result.exception, _CALLED_WRONGLY)
+    said = " ".join((result.output + str(result.exception)).split())
+    assert says.format(**places) in said
+
+
+def test_every_failure_of_the_runtime_is_one_line_and_not_a_traceback() -> None:
+    known = (*_FAILED, *_CALLED_WRONGLY)
+    for module in [m for name, m in sys.modules.items() if name.startswith("runtime.")]:
+        for name, found in vars(module).items():
+            if isinstance(found, type) and issubclass(found, Exception):
+                ours = found.__module__.startswith("runtime.")
+                assert not ours or issubclass(found, known), name
 
 
 def test_nearest_is_left_out_where_nothing_is_near() -> None:
@@ -123,6 +161,14 @@ def test_without_java_up_says_so_in_one_line(tmp_path: Path) -> None:
     result = _headwater("up", "--dir", str(tmp_path / "d"), PATH="/nowhere", JAVA_HOME="")
     assert result.returncode == 1
     assert "Java was not found on PATH nor in JAVA_HOME: install a JDK 17" in result.stderr
+    config = tmp_path / "c.toml"
+    config.write_text("")
+    events = tmp_path / "e.jsonl"
+    events.write_text("")
+    files = ("--impressions", str(events), "--conversions", str(events), "--config", str(config))
+    join = _headwater("join", *files, "--out", str(tmp_path / "o"), PATH="/nowhere", JAVA_HOME="")
+    assert (join.returncode, join.stderr.count("\n")) == (1, 1)
+    assert "Java was not found" in join.stderr
     doctor = _headwater("doctor", "--dir", str(tmp_path), PATH="/nowhere", JAVA_HOME="")
     assert doctor.returncode == 1
     assert "wrong  java: Java was not found" in doctor.stdout

@@ -38,7 +38,7 @@ from topics.scan import Partition
 from trainer.bounded import run_bounded
 from trainer.errors import TrainerError
 from trainer.loop import Loop
-from trainer.models.build import check_model_name
+from trainer.models.catalogue import check_model_name
 from trainer.source import KafkaSource, retry_while_away, trainer_group
 from trainer.step import row_layout
 

@@ -10,7 +10,7 @@ from typing import Any
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from trainer.loop import Loop
-from trainer.models.build import check_model_name
+from trainer.models.catalogue import check_model_name
 from trainer.source import FileSource
 from trainer.step import row_layout
 

@@ -45,6 +45,7 @@ from trainer.source import Source, SourceRecord, retry_while_away
 from trainer.step import Learner
 
 _POLL_SECONDS = 0.1
+_REJECTED_TOLD = 10  # lines that are no samples are logged so often, then each thousandth
 _log = structlog.get_logger()
 
 
@@ -185,7 +186,13 @@ class Loop:
                 progress.rejected += 1
                 metrics.REJECTED.inc()
                 where = f"{record.topic}[{record.partition}]@{record.offset}"
-                _log.warning("sample_rejected", at=where, reason=record.rejected)
+                if progress.rejected <= _REJECTED_TOLD or progress.rejected % 1000 == 0:
+                    _log.warning(
+                        "sample_rejected",
+                        at=where,
+                        reason=record.rejected,
+                        rejected=progress.rejected,
+                    )
                 continue
             sample = record.sample
             samples.append(sample)

@@ -40,8 +40,6 @@ def audit(
         for one in found["differences"][:20]:
             where = f"{one['stream']} partition {one['partition']} offset {one['offset']}"
             typer.echo(f"  {where} (id {one['id']}): {one['problem']}")
-        for difference in found["differences"]:
-            typer.echo("  " + ", ".join(f"{key} {value}" for key, value in difference.items()))
         for line in found["unreadable"]:
             typer.echo(f"  unreadable: {line}")
     if not found["balanced"]:

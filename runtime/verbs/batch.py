@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from runtime.bounded_join import run_bounded_join
+from runtime.config_file import read_config
 from runtime.verbs.stack import stop_on_sigterm
-from settings.load import load_config
 
 
 def join(
@@ -27,10 +27,11 @@ def join(
 ) -> None:
     """Join two files by the real broker and the real Flink job; writes samples and the audit."""
     stop_on_sigterm()
-    config = load_config(config_file).config
-    for path in (impressions, conversions):
-        if not path.is_file():
-            raise typer.BadParameter(f"{path}: no such file")
+    config = read_config(config_file)
+    _require_file(impressions, "--impressions")
+    _require_file(conversions, "--conversions")
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"--out {out}: expected a directory, this is a file")
     console = Console(stderr=True)
     with console.status("joining") as status:
         report, refused = run_bounded_join(
@@ -68,9 +69,12 @@ def train(
     as_json: bool = typer.Option(False, "--json", help="Print the report, too."),
 ) -> None:
     """Learn from bounded samples with the stream's own trainer: predict each, then learn it."""
-    load_config(config_file)
-    if not samples.is_file():
-        raise typer.BadParameter(f"{samples}: no such file")
+    read_config(config_file)
+    _require_file(samples, "--samples")
+    if report.is_dir() or not report.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--report {report}: expected a file in a directory that exists")
+    if store is not None and store.exists() and not store.is_dir():
+        raise typer.BadParameter(f"--store {store}: expected a directory, this is a file")
     command = [
         *(sys.executable, "-P", "-m", "trainer", "--samples", str(samples)),
         *("--config", str(config_file), "--report", str(report)),
@@ -80,7 +84,16 @@ def train(
     code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
     if code != 0:
         raise typer.Exit(code if code in (1, 2) else 1)
-    if as_json:
-        typer.echo(report.read_text(encoding="utf-8"))
-    else:
-        typer.echo(f"the report is in {report}")
+    text = report.read_text(encoding="utf-8")
+    typer.echo(text if as_json else f"the report is in {report}")
+    found = orjson.loads(text)
+    if found["rejected"]:
+        typer.echo(f"{found['rejected']} lines of {samples} were no samples", err=True)
+        if not found["samples"]:
+            raise typer.Exit(1)
+
+
+def _require_file(path: Path, option: str) -> None:
+    if not path.is_file():
+        problem = "expected a file, this is a directory" if path.is_dir() else "no such file"
+        raise typer.BadParameter(f"{option} {path}: {problem}")

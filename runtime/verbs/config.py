@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.choices import chosen
+from runtime.config_file import read_config
 from runtime.config_init import DAY_MS, render_config
 from runtime.inference import read_findings
 from settings.duration import parse_duration_ms
@@ -69,8 +70,7 @@ def check(
     """Check every value. Exit 0 = a stack would take it, 2 = what is wrong is on stderr."""
     if file is None and config_file is None:
         raise typer.BadParameter("which file? `headwater config check FILE`")
-    config = load_config(file or config_file).config
-    chosen(config.model.name, tuple(MODELS), "model.name")
+    config = read_config(file or config_file)
     if as_json:
         report = {
             "ok": True,

@@ -11,11 +11,11 @@ import psutil
 import structlog
 import typer
 
+from runtime.config_file import read_config
 from runtime.connection import DIR_OPTION
 from runtime.run_state import require_run
 from runtime.stack import Stack
 from runtime.supervisor import StackFailed
-from settings.load import load_config
 
 _log = structlog.get_logger("headwater")
 _DOWN_TIMEOUT_S = 90.0
@@ -44,7 +44,7 @@ def up(
     if config_file is None and again.exists():
         config_file = again
         _log.info("no --config given: as this directory ran last", config=str(again))
-    config = load_config(config_file).config
+    config = read_config(config_file)
     try:
         with Stack(directory, config) as stack:
             structlog.contextvars.bind_contextvars(run_id=stack.run_id)

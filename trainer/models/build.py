@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 
 from settings.config import Config
-from settings.load import ConfigError
-from trainer.models.catalogue import MODELS
+from trainer.models.catalogue import check_model_name
 from trainer.models.lfm4ads import Lfm4Ads
 from trainer.models.lr import LogisticRegression
 from trainer.models.parts import Model
@@ -16,14 +13,6 @@ from trainer.models.shared_bottom import SharedBottom
 from trainer.slots import Plan
 
 _CLASSES = {"lfm4ads": Lfm4Ads, "lr": LogisticRegression, "shared_bottom": SharedBottom}
-
-
-def check_model_name(name: str) -> None:
-    """Raises ConfigError that names the nearest model for a name that is not in the catalogue."""
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"model.name: expected one of {sorted(MODELS)}, got {name!r}{hint}")
 
 
 def row_dim(config: Config) -> int:

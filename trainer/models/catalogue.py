@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+
+from settings.load import ConfigError
+
 MODELS: dict[str, str] = {
     "lfm4ads": "LFM4Ads: Large Foundation Model for Ads, upstream triple tower (arXiv 2508.14948)",
     "lr": "Logistic regression on the hashed slots (McMahan et al., KDD 2013, without FTRL)",
     "shared_bottom": "Shared-Bottom multi-task MLP (Caruana, Machine Learning 28, 1997)",
 }
+
+
+def check_model_name(name: str) -> None:
+    """Raises ConfigError that names the nearest model for a name that is not in the catalogue."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"model.name: expected one of {', '.join(MODELS)}, got {name!r}{hint}")
