@@ -11,7 +11,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from settings.config import Config
 from topics.client import consumer_settings
-from topics.errors import TopicUnavailable, kafka_errors, topic_error
+from topics.errors import TopicUnavailable, topic_error
 from topics.names import partition_count
 
 Partition = tuple[str, int]
