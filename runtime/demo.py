@@ -36,9 +36,10 @@ def demo_config(source: Source) -> Config:
     may still set what the source leaves open. Raises ConfigError."""
     values: dict[str, Any] = {
         "join": {"policy": "correct", "elapsed": "0s"},
-        # A minute's traffic is few samples: many small steps, so that something is learnt in it.
+        # A minute's traffic is few samples, so batches are cut by time, not by count: many small
+        # steps while the trainer keeps up, larger ones to catch up after a stall.
         "trainer": {
-            "batch_samples_max": 32 if source.name == "simulated" else 128,
+            "batch_samples_max": 128,
             "evaluation_window": "15s" if source.name == "simulated" else "24h",
         },
     }

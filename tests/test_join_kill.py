@@ -91,9 +91,9 @@ class _Join:
         self._process.wait()
 
     def stop(self) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        self._process.wait(30)
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(30)
 
     def said(self) -> str:
         return self._log.read_text(encoding="utf-8")[-3000:]
@@ -130,7 +130,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("victim", ["join", "broker"])
 def test_nothing_is_lost_and_nothing_twice(
-    victim: str, broker: EmbeddedBroker, tmp_path: Path
+    victim: str, broker: EmbeddedBroker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source = SimulatedTraffic(seed=5, rate=RATE)
     values = dict(source.config_values())
@@ -143,6 +143,7 @@ def test_nothing_is_lost_and_nothing_twice(
     print(f"HEADWATER_SEED={seed}")  # noqa: T201  shown when the test fails, to run it again
     draw = random.Random(seed)
     join = _Join(path, broker.bootstrap, tmp_path / "state")
+    request.addfinalizer(join.stop)
     traffic = _Traffic(config, broker.bootstrap, source)
     join.start()
     traffic.start()
@@ -171,7 +172,6 @@ def test_nothing_is_lost_and_nothing_twice(
         join,
     )
     report = audit(config, broker.bootstrap, settle_seconds=30)
-    join.stop()
     assert report.balanced, report
     assert report.impressions.in_ + report.conversions.in_ == ends == traffic.sent
     assert report.impressions.sampled > 0 and report.conversions.attributed > 0
