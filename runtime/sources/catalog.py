@@ -13,6 +13,11 @@ from runtime.sources.traffic import Source
 SOURCES = ("simulated", "deskdrop", "kuairand")
 
 
+DEMO_RATE = 120.0
+"""Impressions per second of the simulator unless said otherwise: some 270 samples a second, which
+leave two slow cores room for broker, join, trainer, reader and screen at once."""
+
+
 class SourceError(ValueError):
     """No such source, or its file is missing or not what it should be. Nothing was started."""
 
@@ -27,7 +32,7 @@ def open_source(
     if name == "simulated":
         if data is not None:
             raise SourceError("--data is for real logs; the simulated source reads no file")
-        return SimulatedTraffic(seed=seed, rate=rate or 200.0)
+        return SimulatedTraffic(seed=seed, rate=rate or DEMO_RATE)
     if name not in SOURCES:
         close = difflib.get_close_matches(name, SOURCES, n=1, cutoff=0.4)
         hint = f"; did you mean {close[0]!r}?" if close else ""
