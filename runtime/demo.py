@@ -88,7 +88,7 @@ class Demo:
         self._view = view
         self._config = demo_config(source)
         self._stack = Stack(directory, self._config)
-        self._spotlight = Spotlight()
+        self._spotlight = Spotlight(named_only=source.name != "deskdrop")
         self._restarts_told: Counter[str] = Counter()
         self._seen = _Observed(Readout(at=time.monotonic()), {}, defaultdict(list))
 
@@ -224,7 +224,7 @@ class Demo:
         audited = msgspec.to_builtins(audit(self._config, self._stack.bootstrap))
         now, manifest = self._seen.now, reader.manifest
         sent = dict(replay.sent)
-        best = self._spotlight.best
+        best = self._spotlight.sighting
         evaluation = (
             msgspec.to_builtins(manifest.evaluation) if manifest is not None else now.progressive
         )

@@ -37,13 +37,17 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
 class _Conversion(msgspec.Struct):
     user_id: str
     kind: str
+    event_ms: int
+    impression_id: str | None = None
 
 
 class Spotlight:
     """Follows one conversion at a time. Thread-safe: events are seen by the thread that sends
     them, vectors by the reader's."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, named_only: bool = True) -> None:
+        """`named_only` is False for logs whose conversions never name their impression."""
+        self._named_only = named_only
         self._decode = msgspec.json.Decoder(_Conversion).decode
         self._reader: RepresentationReader | None = None
         self._lock = threading.Lock()
@@ -52,8 +56,6 @@ class Spotlight:
         self._resume_at = 0.0
         self.sighting: Sighting | None = None
         """The newest one."""
-        self.best: Sighting | None = None
-        """The one with the greatest change, relative to the vector."""
 
     def watch(self, reader: RepresentationReader) -> None:
         """The reader that calls `on_applied`."""
@@ -71,6 +73,10 @@ class Spotlight:
             conversion = self._decode(event.line)
         except NOT_READABLE:
             return
+        if self._named_only and conversion.impression_id is None:
+            return  # it waits for the watermark first, which is not what is timed here
+        if conversion.event_ms != event.due_ms:
+            return  # late or sent twice: it may never reach a label
         held = reader.get("user", conversion.user_id)
         if held is None or held.vector is None:
             return
@@ -107,8 +113,6 @@ class Spotlight:
             vector_norm=round(norm, 5),
             seconds=round(readable_seconds - sent_at, 3),
         )
-        if self.best is None or self.sighting.change_norm > self.best.change_norm:
-            self.best = self.sighting
         self._resume_at = time.time() + _PAUSE_S
 
 
