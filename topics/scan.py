@@ -6,12 +6,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from settings.config import Config
 from topics.client import consumer_settings
-from topics.errors import TopicUnavailable, topic_error
+from topics.errors import TopicUnavailable, TopicUnknown, kafka_errors, topic_error
 from topics.names import partition_count
 
 Partition = tuple[str, int]
@@ -122,15 +122,16 @@ def _read(
     wait=wait_fixed(0.1),
     reraise=True,
 )
+@retry(
+    # Metadata may be older than a topic created a moment ago; longer than this, it is not there.
+    retry=retry_if_exception_type(TopicUnknown),
+    stop=stop_after_delay(3.0),
+    wait=wait_fixed(0.1),
+    reraise=True,
+)
 def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-    doing = f"asking for the end of {topic} partition {partition}"
-    try:
+    with kafka_errors(f"asking for the end of {topic} partition {partition}"):
         found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
-            # The topic is known, the partition not yet: the metadata is older than its creation.
-            raise TopicUnavailable(f"{doing}: {error.args[0].str()}") from error
-        raise topic_error(error, doing) from error
     if found is None:
         raise TopicUnavailable(f"no answer for the end of {topic} partition {partition}")
     return found
