@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -39,8 +39,9 @@ def _client_errors() -> Iterator[None]:
     try:
         yield
     except SystemError as error:
-        if isinstance(error.__cause__, KafkaException):
-            raise error.__cause__ from None
+        behind = error.__cause__ or error.__context__
+        if isinstance(behind, KafkaException):
+            raise behind from None
         raise
 
 
@@ -118,7 +119,8 @@ class Publisher:
     def close(self) -> None:
         """Abort what is open, as far as the broker answers. Committed versions stay."""
         self._producer.purge()
-        self._producer.flush(1)
+        with suppress(KafkaException), _client_errors():  # a fenced one says so once more
+            self._producer.flush(1)
 
     def _produce(self, topic: str, key: bytes, value: bytes | None, headers: Headers) -> None:
         deadline = time.monotonic() + self._timeout_seconds
