@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from downstream.errors import ReaderFailed, ReaderTimeout
 from downstream.fold import VersionFold
-from downstream.table import Change
+from downstream.table import Change, Taken
 from downstream.tail import Tail
 from settings.config import Config
 from topics.manifest import Manifest
@@ -74,6 +74,12 @@ class RepresentationReader:
         with self._changed:
             self._check()
             return self._fold.tables[kind].get(entity_id)
+
+    def take(self, kind: Kind, ids: Sequence[str]) -> Taken:
+        """The vectors of many ids at once, all as of one version: what a model's batch reads."""
+        with self._changed:
+            self._check()
+            return self._fold.tables[kind].take(ids)
 
     def matrix(self, kind: Kind) -> tuple[list[str], NDArray[np.float32]]:
         """(ids, `[N, D]` float32) of every entity of `kind`, as of one manifest; a copy."""

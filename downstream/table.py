@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +18,27 @@ _META = ("version", "step", "event_ms", "produced_ms")
 
 
 class Change(NamedTuple):
-    """A vector that `VectorTable.apply` has put in place."""
+    """A vector that `VectorTable.apply` has put in place, or taken away."""
 
     kind: Kind
     id: str
     produced_ms: int
     has_newer_event: bool
     """Its newest event is newer than that of the vector held before (or none was held)."""
+    is_deleted: bool = False
+
+
+class Taken(NamedTuple):
+    """Vectors of many ids at once; rows of unknown ids are zero, and `found` says which."""
+
+    vectors: NDArray[np.float32]
+    """`[B, D]`; D = 0 while nothing is held."""
+    event_ms: NDArray[np.int64]
+    """`[B]`, newest event in each vector; -1 where unknown."""
+    version: NDArray[np.int64]
+    """`[B]`, the version that each vector belongs to; -1 where unknown."""
+    found: NDArray[np.bool_]
+    """`[B]`"""
 
 
 class VectorTable:
@@ -54,10 +68,12 @@ class VectorTable:
             if record.version >= self._held_version(record.id, newest):
                 newest[record.id] = record
         puts = [record for record in newest.values() if record.vector is not None]
-        for record in newest.values():
-            if record.vector is None:
-                self._delete(record)
-        return self._put(puts) if puts else []
+        gone = [record for record in newest.values() if record.vector is None]
+        for record in gone:
+            self._delete(record)
+        changes = self._put(puts) if puts else []
+        changes += [Change(self._kind, r.id, r.produced_ms, False, True) for r in gone]
+        return changes
 
     def get(self, entity_id: str) -> Representation | None:
         """A copy of what is held for the id."""
@@ -74,6 +90,16 @@ class VectorTable:
             event_ms=event_ms,
             produced_ms=produced_ms,
         )
+
+    def take(self, ids: Sequence[str]) -> Taken:
+        """Copies of what is held for `ids`, in their order."""
+        rows = np.asarray([self._rows.get(entity_id, -1) for entity_id in ids], np.int64)
+        found = rows >= 0
+        vectors = np.zeros((len(ids), self._vectors.shape[1]), np.float32)
+        vectors[found] = self._vectors[rows[found]]
+        meta = np.full((len(ids), len(_META)), -1, np.int64)
+        meta[found] = self._meta[rows[found]]
+        return Taken(vectors, meta[:, 2], meta[:, 0], found)
 
     def matrix(self) -> tuple[list[str], NDArray[np.float32]]:
         """(ids, `[N, D]` copy), row i of the matrix being ids[i]; in order of first appearance
