@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,18 @@ from settings.load import load_config
 
 DIGITS = 4
 """Significant digits of a printed number: more would be noise."""
+
+
+@dataclass(slots=True)
+class Part:
+    """What one part of a benchmark found: a benchmark merges its parts."""
+
+    summary: dict[str, Any]
+    """Top-level keys: one number each."""
+    detail: dict[str, Any] = field(default_factory=dict)
+    """Top-level keys that hold the measurements behind them, each with its spread."""
+    not_run: dict[str, str] = field(default_factory=dict)
+    """Key or peer -> why it was not measured."""
 
 
 def run_benchmark(name: str, measure: Callable[[bool], dict[str, Any]]) -> None:

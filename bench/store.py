@@ -1,231 +1,240 @@
-"""Look-up and row-wise Adagrad in memory, against torch's own sparse embeddings. One thread each.
+"""The embedding store against its peers, all in one run: each figure is a ratio of turns taken by
+both, round by round, one thread each.
 
-A step takes 4,096 x 26 ids, Zipf(1.05) over a universe of keys that all have a row. `ours` reads
-each distinct row once and updates it by a gradient per distinct row; `ours_full` also spreads the
-rows to every id and sums the gradients of every id by torch, as the peers do: the ratios compare
-this one. The peers get dense row numbers, so they need no index; ours finds hashed 64-bit keys.
+in_memory      every row hot, against torch, FBGEMM and TFRA (here)
+growth         what a tenfold universe costs per distinct row (here)
+beyond_memory  a tenth of the rows hot, against LMDB and RocksDB (`store_beyond_memory.py`)
+commit         what durability costs a running step (`store_commit.py`)
+
+A peer or key that could not be measured is named under `not_run` with the reason.
 """
 
 from __future__ import annotations
 
-import gc
-import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import importlib
+import importlib.util
+import itertools
 from typing import Any
 
-import numpy as np
 import psutil
-import torch
-from measuring import ratio, run_benchmark, say, spread
-from numpy.typing import NDArray
-from torch import nn
-from torch.nn import functional
+from measuring import Part, ratio, run_benchmark, say, spread
+from peer_process import Peer, PeerAbsent
+from store_in_memory import Ours
+from workload import BATCHES, IDS
 
-from embedding_store.layout import RowLayout, SetSpec
-from embedding_store.store import EmbeddingStore
-
-IDS = 4096 * 26
-DIM = 16
-EXPONENT = 1.05
-BATCHES = 8
-LR = 0.05
-NOW_MS = 1_700_000_000_000
-SET = "shared"
-NOT_RUN = {
-    "ratio_fbgemm": "fbgemm-gpu-cpu needs an environment of its own",
-    "ratio_tfra": "TensorFlow's pins do not resolve beside PyFlink's",
-    "ratio_lmdb": "the beyond-memory part is not built",
-    "ratio_rocksdb_only": "the beyond-memory part is not built",
-    "ssd_fraction": "the beyond-memory part is not built",
-    "steps_kept_while_committing": "commits beside a running step are not measured",
-    "restart_seconds": "not measured",
-    "universes": "1e8 keys and D=64 are not run",
+GROWTH_DIM = 16
+CASES = ((1_000_000, 16), (10_000_000, 16), (100_000_000, 16), (1_000_000, 64), (10_000_000, 64))
+CASES_QUICK = ((100_000, 16), (1_000_000, 16))
+HEADLINE = 10_000_000
+HEADLINE_QUICK = 1_000_000
+MEMORY_SHARE_MAX = 0.85
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch_adagrad": ("torch", {"optimizer": "adagrad"}),
+    "torch_sparse_adam": ("torch", {"optimizer": "sparse_adam"}),
+    "fbgemm": ("fbgemm", {}),
+    "tfra": ("tfra", {}),
 }
-Ids = NDArray[np.int64]
-Step = Callable[[int], None]
+"""System -> (folder under bench/peers, what its request adds)."""
+OTHER_PARTS = ("store_beyond_memory", "store_commit")
 
 
 def measure(quick: bool) -> dict[str, Any]:
     """Every key of the report; see the module."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings(
-        "ignore", "Sparse invariant checks"
-    )  # once per run, by torch's own code
-    universes = (100_000, 1_000_000) if quick else (1_000_000, 10_000_000)
+    Ours(1_000, GROWTH_DIM).close()  # compiles the kernels, whose memory is not the rows'
+    parts = [_in_memory(quick)]
+    for name in OTHER_PARTS:
+        if importlib.util.find_spec(name) is not None:
+            say(name.removeprefix("store_").replace("_", " "))
+            parts.append(importlib.import_module(name).measure(quick))
+    missing = {
+        "ratio_lmdb": "the beyond-memory part is not built",
+        "ratio_rocksdb_only": "the beyond-memory part is not built",
+        "ssd_fraction": "the beyond-memory part is not built",
+    }
+    summary = {key: value for part in parts for key, value in part.summary.items()}
+    detail = {key: value for part in parts for key, value in part.detail.items()}
+    not_run = missing | {key: why for part in parts for key, why in part.not_run.items()}
+    return {
+        **summary,
+        **detail,
+        "not_run": {key: why for key, why in not_run.items() if key not in summary},
+    }
+
+
+def _in_memory(quick: bool) -> Part:
+    cases, headline = (CASES_QUICK, HEADLINE_QUICK) if quick else (CASES, HEADLINE)
     rounds, steps = (3, 5) if quick else (5, 20)
-    _universe(1_000, 1, 1)  # compiles the kernels, whose memory is not the rows'
-    by_universe: dict[str, dict[str, Any]] = {}
-    for universe in universes:
-        say(f"{universe:,} keys")
-        by_universe[str(universe)] = _universe(universe, rounds, steps)
-    say("commits")
-    commits = _commits(rounds, rows=100_000 if quick else 500_000)
-    largest = by_universe[str(universes[-1])]
-    per_row = [by_universe[str(u)]["ns_per_unique_row"]["median"] for u in universes]
-    return {
-        "ratio_torch_adagrad": largest["ratio_torch_adagrad"]["median"],
-        "ratio_torch_sparse_adam": largest["ratio_torch_sparse_adam"]["median"],
-        "growth_per_decade": per_row[1] / per_row[0],
-        "commit_rows_per_second": commits["median"],
-        "memory_bytes_per_row": largest["memory_bytes_per_row"],
-        "ms_per_step": {name: largest["ms_per_step"][name]["median"] for name in SYSTEMS},
-        "keys": universes[-1],
+    not_run: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    kept: dict[int, Ours] = {}
+    for universe, dim in sorted(cases, key=lambda case: (case[1], case[0])):
+        name = str(universe) if dim == GROWTH_DIM else f"{universe}_d{dim}"
+        if dim != GROWTH_DIM and kept:
+            growth = _growth(kept, rounds, steps)
+        ours = _ours(universe, dim, name, not_run)
+        if ours is None:
+            continue
+        say(f"{universe:,} keys, D={dim}: {ours.bytes_per_row:.0f} bytes a row")
+        found[name] = _case(ours, name, rounds, steps, quick=quick, not_run=not_run)
+        if dim == GROWTH_DIM:
+            kept[universe] = ours
+        else:
+            ours.close()
+    if kept:
+        growth = _growth(kept, rounds, steps)
+    main = found[str(headline)]
+    summary = {
+        key: main[key]["median"]
+        for key in ("ratio_fbgemm", "ratio_tfra", "ratio_torch_adagrad", "ratio_torch_sparse_adam")
+        if key in main
+    }
+    for key in ("fbgemm", "tfra"):
+        if f"ratio_{key}" not in main:
+            not_run[f"ratio_{key}"] = not_run.get(f"{headline} {key}", "not measured")
+    summary["growth_per_decade"] = max(part["median"] for part in growth.values())
+    summary["memory_bytes_per_row"] = main["memory_bytes_per_row"]
+    detail = {
+        "ms_per_step": {name: part["median"] for name, part in main["ms_per_step"].items()},
+        "keys": headline,
         "ids_per_step": IDS,
-        "dim": DIM,
-        "growth_decade": list(universes),
-        "by_universe": by_universe,
-        "commit": commits,
-        "not_run": NOT_RUN,
+        "dim": GROWTH_DIM,
+        "growth_decades": growth,
+        "by_universe": found,
     }
+    return Part(summary, detail, not_run)
 
 
-def _universe(universe: int, rounds: int, steps: int) -> dict[str, Any]:
-    random = np.random.Generator(np.random.PCG64(universe))
-    batches = [_zipf(random, universe) for _ in range(BATCHES)]
-    uniques = float(np.mean([len(np.unique(batch)) for batch in batches]))
-    with tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder:
-        before = psutil.Process().memory_info().rss
-        store = _open(Path(folder) / "store", universe)
-        _fill(store, universe)
-        gc.collect()
-        bytes_per_row = (psutil.Process().memory_info().rss - before) / universe
-        systems = {name: make(store, universe, batches) for name, make in SYSTEMS.items()}
-        ms: dict[str, list[float]] = {name: [] for name in systems}
-        for step in systems.values():
-            step(0)
-        for n in range(rounds):
-            for name, step in systems.items():
-                ms[name].append(_time(step, n, steps))
-        store.close()
-    say(", ".join(f"{name} {np.median(values):.1f} ms" for name, values in ms.items()))
+def _ours(universe: int, dim: int, name: str, not_run: dict[str, str]) -> Ours | None:
+    needed, free = _bytes("ours", universe, dim), _bytes_free()
+    if needed > free:
+        not_run[name] = f"needs {_gb(needed)}, {_gb(free)} are free"
+        return None
+    return Ours(universe, dim)
+
+
+def _case(
+    ours: Ours, name: str, rounds: int, steps: int, *, quick: bool, not_run: dict[str, str]
+) -> dict[str, Any]:
+    """Ours and every peer that fits, in turns; peers that do not fit at once come after others."""
+    turns: dict[str, list[float]] = {}
+    found: dict[str, Any] = {}
+    peers: dict[str, dict[str, Any]] = {}
+    waiting = [] if quick and ours.universe != HEADLINE_QUICK else list(PEERS)
+    while waiting or not turns:
+        group = _fitting(ours, name, waiting, not_run)
+        running = _started(group, ours, name, quick=quick, not_run=not_run)
+        times = _take_turns(ours, running, rounds=rounds, steps=steps, not_run=not_run)
+        for each, peer in running.items():
+            peer.close()
+            if each in times:
+                against = "ours" if peer.told["mode"] == "unique" else "ours_full"
+                found[f"ratio_{each}"] = ratio(times[each], times[against])
+                peers[each] = {
+                    **{key: peer.told[key] for key in ("version", "mode")},
+                    "bytes_per_row": peer.told["resident_bytes"] / ours.universe,
+                }
+        for each, taken in times.items():
+            turns.setdefault(each, []).extend(taken)
+    say(", ".join(f"{each} {spread(times)['median']:.1f} ms" for each, times in turns.items()))
     return {
-        "ms_per_step": {name: spread(values) for name, values in ms.items()},
-        "ratio_torch_adagrad": ratio(ms["torch_adagrad"], ms["ours_full"]),
-        "ratio_torch_sparse_adam": ratio(ms["torch_sparse_adam"], ms["ours_full"]),
-        "ns_per_unique_row": spread([1e6 * value / uniques for value in ms["ours"]]),
-        "unique_rows_per_step": uniques,
-        "memory_bytes_per_row": bytes_per_row,
+        "ms_per_step": {each: spread(times) for each, times in turns.items()},
+        **found,
+        "ns_per_unique_row": spread([1e6 * t / ours.unique_rows for t in turns["ours"]]),
+        "unique_rows_per_step": ours.unique_rows,
+        "memory_bytes_per_row": ours.bytes_per_row,
+        "peers": peers,
     }
 
 
-def _zipf(random: np.random.Generator, universe: int) -> Ids:
-    """Row numbers [IDS] below `universe`: the bounded power law, by its continuous inverse."""
-    power = 1.0 - EXPONENT
-    top = (universe + 1.0) ** power
-    drawn = (1.0 - random.random(IDS) * (1.0 - top)) ** (1.0 / power)
-    ids: Ids = np.minimum(drawn.astype(np.int64) - 1, universe - 1)
-    return ids
+def _fitting(ours: Ours, name: str, waiting: list[str], not_run: dict[str, str]) -> list[str]:
+    """Take peers off the head of `waiting` that fit into memory together."""
+    group: list[str] = []
+    free = _bytes_free()
+    while waiting:
+        needed = _bytes(waiting[0], ours.universe, ours.dim)
+        if needed <= free:
+            group.append(waiting.pop(0))
+            free -= needed
+        elif group:
+            break
+        else:
+            refused = waiting.pop(0)
+            not_run[f"{name} {refused}"] = f"needs {_gb(needed)} beside ours, {_gb(free)} are free"
+    return group
 
 
-def _hashed(ids: Ids) -> NDArray[np.uint64]:
-    """splitmix64 of the row numbers: keys that say nothing of where a row lies."""
-    with np.errstate(over="ignore"):
-        x = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+def _started(
+    group: list[str], ours: Ours, name: str, *, quick: bool, not_run: dict[str, str]
+) -> dict[str, Peer]:
+    """The peers of `group` that run here, prepared; they load their libraries side by side."""
+    running: dict[str, Peer] = {}
+    for each in group:
+        try:
+            running[each] = Peer(PEERS[each][0], install=not quick)
+        except PeerAbsent as error:
+            not_run[f"{name} {each}"] = str(error)
+    request = {"keys": ours.universe, "dim": ours.dim, "ids": IDS, "batches": BATCHES}
+    for each, peer in list(running.items()):
+        try:
+            peer.prepare(request | PEERS[each][1])
+        except PeerAbsent as error:
+            not_run[f"{name} {each}"] = str(error)
+            running.pop(each).close()
+    return running
 
 
-def _open(path: Path, rows_max: int) -> EmbeddingStore:
-    spec = SetSpec(dim=DIM, optimizer="rowwise_adagrad", lr=LR, eps=1e-8, init_scale=0.01)
-    # Two batches are pinned at a time, and a batch may be up to IDS rows wide.
-    return EmbeddingStore.open(
-        path, RowLayout(sets={SET: spec}), cache_rows_max=rows_max + 2 * IDS, owner="bench"
-    )
+def _take_turns(
+    ours: Ours, running: dict[str, Peer], *, rounds: int, steps: int, not_run: dict[str, str]
+) -> dict[str, list[float]]:
+    """Milliseconds per step by round of each; one that dies on the way leaves no figure."""
+    times: dict[str, list[float]] = {each: [] for each in ("ours", "ours_full", *running)}
+    for n in range(rounds):
+        for each in list(times):
+            try:
+                peer = running.get(each)
+                ms = ours.steps(each, n, steps) if peer is None else peer.steps(n, steps)
+            except PeerAbsent as error:
+                not_run[f"{ours.universe} {each}"] = str(error)
+                del times[each]
+            else:
+                times[each].append(ms)
+    return times
 
 
-def _fill(store: EmbeddingStore, universe: int) -> None:
-    """Give every key its row."""
-    for first in range(0, universe, IDS):
-        keys = _hashed(np.arange(first, min(first + IDS, universe), dtype=np.int64))
-        store.lookup(keys, now_ms=NOW_MS)
+def _growth(kept: dict[int, Ours], rounds: int, steps: int) -> dict[str, dict[str, float]]:
+    """Cost per distinct row of each universe over the one before, in turns; closes them all."""
+    ns: dict[int, list[float]] = {universe: [] for universe in kept}
+    for n in range(rounds):
+        for universe, ours in kept.items():
+            ns[universe].append(1e6 * ours.steps("ours", n, steps) / ours.unique_rows)
+    for ours in kept.values():
+        ours.close()
+    kept.clear()
+    universes = sorted(ns)
+    return {
+        f"{below} to {above}": ratio(ns[above], ns[below])
+        for below, above in itertools.pairwise(universes)
+    }
 
 
-def _time(step: Step, start: int, steps: int) -> float:
-    """Milliseconds per step."""
-    began = time.perf_counter()
-    for n in range(start, start + steps):
-        step(n)
-    return 1000 * (time.perf_counter() - began) / steps
+def _bytes(system: str, universe: int, dim: int) -> float:
+    """What a system takes, by its bytes a row as measured."""
+    per_row = {
+        "ours": 4 * dim + 72,
+        "torch_adagrad": 8 * dim,
+        "torch_sparse_adam": 12 * dim,
+        "fbgemm": 4 * dim + 4,
+        "tfra": 2.6 * 4 * (dim + 1),
+    }
+    return universe * per_row[system] + 4e8  # a process of torch or TensorFlow
 
 
-def _ours(store: EmbeddingStore, universe: int, batches: list[Ids]) -> Step:
-    del universe
-    keys = [_hashed(batch) for batch in batches]
-    grads = np.random.Generator(np.random.PCG64(1)).standard_normal((IDS, DIM), np.float32)
-
-    def step(n: int) -> None:
-        lookup = store.lookup(keys[n % BATCHES], now_ms=NOW_MS)
-        store.gather(lookup, SET)
-        store.update(lookup, SET, grads[: len(lookup.keys)], now_ms=NOW_MS)
-
-    return step
+def _bytes_free() -> float:
+    return MEMORY_SHARE_MAX * float(psutil.virtual_memory().available)
 
 
-def _ours_full(store: EmbeddingStore, universe: int, batches: list[Ids]) -> Step:
-    del universe
-    keys = [_hashed(batch) for batch in batches]
-    grads = torch.randn(IDS, DIM)
-
-    def step(n: int) -> None:
-        lookup = store.lookup(keys[n % BATCHES], now_ms=NOW_MS)
-        rows = torch.from_numpy(store.gather(lookup, SET)).requires_grad_()
-        out = functional.embedding(torch.from_numpy(lookup.inverse), rows)
-        torch.autograd.backward(out, grads)
-        assert rows.grad is not None
-        store.update(lookup, SET, rows.grad.numpy(), now_ms=NOW_MS)
-
-    return step
-
-
-def _torch_step(
-    optimizer: Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer],
-) -> Callable[[EmbeddingStore, int, list[Ids]], Step]:
-    def make(store: EmbeddingStore, universe: int, batches: list[Ids]) -> Step:
-        del store
-        table = nn.Embedding(universe, DIM, sparse=True)
-        chosen = optimizer(table.parameters())
-        ids = [torch.from_numpy(batch) for batch in batches]
-        grads = torch.randn(IDS, DIM)
-
-        def step(n: int) -> None:
-            chosen.zero_grad(set_to_none=True)
-            torch.autograd.backward(table(ids[n % BATCHES]), grads)
-            chosen.step()
-
-        return step
-
-    return make
-
-
-SYSTEMS: dict[str, Callable[[EmbeddingStore, int, list[Ids]], Step]] = {
-    "ours": _ours,
-    "ours_full": _ours_full,
-    "torch_adagrad": _torch_step(lambda weights: torch.optim.Adagrad(weights, lr=LR)),
-    "torch_sparse_adam": _torch_step(lambda weights: torch.optim.SparseAdam(weights, lr=LR)),
-}
-
-
-def _commits(rounds: int, rows: int) -> dict[str, float]:
-    """Changed rows that one synced commit writes per second, nothing else running."""
-    per_second: list[float] = []
-    grads = np.ones((IDS, DIM), np.float32)
-    with tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder:
-        store = _open(Path(folder) / "store", rows)
-        for _ in range(rounds):
-            for first in range(0, rows, IDS):
-                ids = np.arange(first, min(first + IDS, rows), dtype=np.int64)
-                lookup = store.lookup(_hashed(ids), now_ms=NOW_MS)
-                store.update(lookup, SET, grads[: len(lookup.keys)], now_ms=NOW_MS)
-            dirty = store.stats().rows_dirty
-            began = time.perf_counter()
-            store.commit()
-            per_second.append(dirty / (time.perf_counter() - began))
-        store.close()
-    return spread(per_second)
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
 
 
 if __name__ == "__main__":
