@@ -22,9 +22,12 @@ COMMIT_NAME: Final = b"mcommit"
 REACHED_FILE: Final = "store.json"
 
 
-def known_or_new(directory: Path, rocks: Rocks, layout: RowLayout) -> CommitRecord:
+def known_or_new(
+    directory: Path, rocks: Rocks, layout: RowLayout
+) -> tuple[CommitRecord, RowLayout]:
     """The newest commit of the store in `directory`; an empty database becomes commit 0.
 
+    And `layout` with the numbers of every slot that was ever named, new ones written down here.
     Raises LayoutMismatch or StoreCorrupt.
     """
     reached = _reached(directory)
@@ -35,18 +38,20 @@ def known_or_new(directory: Path, rocks: Rocks, layout: RowLayout) -> CommitReco
         rocks.write([(COMMIT_NAME, FIRST.encode()), (LAYOUT_NAME, layout.to_json())])
         write_reached(directory, FIRST)
         sync_directory(directory.parent)
-        return FIRST
+        return FIRST, layout
     if stored is None or commit is None:
         raise StoreCorrupt(f"the layout or the commit record is missing: path=`{directory}`")
-    layout.verify(stored)
+    layout = layout.adopt(stored)
     record = decode_record(commit)
     if record.id < (reached or 0):
         raise StoreCorrupt(
             f"commits that were on disk are gone: path=`{directory}` commit=`{record.id}` "
             f"expected at least `{reached}`"
         )
+    if layout.to_json() != stored:
+        rocks.write([(LAYOUT_NAME, layout.to_json())])
     write_reached(directory, record)
-    return record
+    return record, layout
 
 
 def write_reached(directory: Path, record: CommitRecord) -> None:

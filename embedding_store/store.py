@@ -44,12 +44,12 @@ from embedding_store.keys import RESERVED_KEY
 from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
 from embedding_store.rocks import Rocks
-from embedding_store.row import Header, RowFormat, seconds, state_field, vector_field
+from embedding_store.row import Header, RowFormat, SetPlace, seconds, state_field
 from embedding_store.slab import NO_COUNTS
 from embedding_store.state import StagedState
-from embedding_store.tiers import Lookup, Tiers
+from embedding_store.tiers import Admission, Lookup, Tiers
 
-__all__ = ["EmbeddingStore", "Lookup", "Row", "StoreStats"]
+__all__ = ["Admission", "EmbeddingStore", "Lookup", "Row", "StoreStats"]
 
 DATABASE: Final = "rocks"
 
@@ -74,6 +74,8 @@ class StoreStats:
     lookups_spilled: int
     lookups_cold: int
     rows_created: int
+    rows_refused: int
+    """Keys without a row that admission gave none."""
     rows_evicted: int
     gradients_not_finite: int
     """Row updates left out since a gradient was NaN or infinite."""
@@ -92,11 +94,12 @@ class EmbeddingStore:
         form: RowFormat,
         record: CommitRecord,
         cache_rows_max: int,
+        admission: Admission | None,
     ) -> None:
         self.path = path
         self.layout = form.layout
         self._lock, self._rocks, self._form, self._record = lock, rocks, form, record
-        self._tiers = Tiers(form, rocks, cache_rows_max)
+        self._tiers = Tiers(form, rocks, cache_rows_max, admission)
         self._state = StagedState(rocks)
         self._poison: str | None = None
         self._closed = False
@@ -104,10 +107,19 @@ class EmbeddingStore:
         self._rows_committed = 0
 
     @staticmethod
-    def open(path: Path, layout: RowLayout, *, cache_rows_max: int, owner: str) -> EmbeddingStore:
+    def open(
+        path: Path,
+        layout: RowLayout,
+        *,
+        cache_rows_max: int,
+        owner: str,
+        admission: Admission | None = None,
+    ) -> EmbeddingStore:
         """Open, or create, the store in directory `path` as its only writer.
 
-        `owner` is what a refused second opener is told. Raises StoreLocked, LayoutMismatch,
+        Slots that `layout` names for the first time get their numbers here, for good; `layout` of
+        the store has them all. `owner` is what a refused second opener is told; without an
+        `admission` every key gets a row. Raises StoreLocked, LayoutMismatch,
         StoreCorrupt, StoreUnreadable, or CacheTooSmall for fewer than two rows.
         """
         if cache_rows_max < 2:
@@ -127,14 +139,15 @@ class EmbeddingStore:
             lock.release()
             raise
         try:
-            record = known_or_new(path, rocks, layout)
+            record, adopted = known_or_new(path, rocks, layout)
             return EmbeddingStore(
                 path=path,
                 lock=lock,
                 rocks=rocks,
-                form=RowFormat(layout),
+                form=RowFormat(adopted),
                 record=record,
                 cache_rows_max=cache_rows_max,
+                admission=admission,
             )
         except BaseException:
             rocks.close()
@@ -143,21 +156,39 @@ class EmbeddingStore:
 
     # -- rows ---------------------------------------------------------------------------------
 
-    def lookup(self, keys: NDArray[np.uint64], *, now_ms: int) -> Lookup:
+    def lookup(
+        self,
+        keys: NDArray[np.uint64],
+        *,
+        slots: NDArray[np.uint16] | None = None,
+        now_ms: int,
+    ) -> Lookup:
         """De-duplicate uint64[N] `keys`, make their rows hot, create those that are missing.
 
-        The result may be gathered from and updated until the second `lookup` after it. A created
-        row exists from here on (its header says `now_ms`, count 0) and is durable after `commit`.
+        `slots` uint16[N] are `layout.slot_number` of each key's slot: a created row carries its
+        number, and says which sets it has; None = unnamed, and rows that exist say their own. The
+        result may be gathered from and updated until the second `lookup` after it. A created row
+        exists from here on (its header says `now_ms`, count 0) and is durable after `commit`.
         Raises CacheTooSmall, changing nothing, if more than half the slab would be needed.
         """
         self._refuse_if_unusable()
-        return self._tiers.lookup(_checked(keys), seconds(now_ms))
+        if slots is not None:
+            self._check_slots(slots, len(keys))
+        return self._tiers.lookup(_checked(keys), slots, seconds(now_ms))
 
     def gather(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
-        """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`."""
+        """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`.
+
+        Zeros where there is no row, or the row's slot lacks the set: ask `has_set`, not zero.
+        """
         self._refuse_if_unusable()
         self._tiers.refuse_stale(lookup)
-        return self._tiers.slab.gather(self._form.place(set_name), lookup.slots)
+        place = self._form.place(set_name)
+        return self._tiers.slab.gather(place, _slab_rows(lookup, place))
+
+    def has_set(self, lookup: Lookup, set_name: str) -> NDArray[np.bool_]:
+        """bool[U]: whether there is a row whose slot has the set."""
+        return _slab_rows(lookup, self._form.place(set_name)) >= 0
 
     def update(
         self, lookup: Lookup, set_name: str, grad: NDArray[np.float32], *, now_ms: int
@@ -165,8 +196,8 @@ class EmbeddingStore:
         """One optimizer step on the set: `grad` float32[U, D], already summed per distinct key.
 
         The first update of a lookup also adds its counts to the row headers and sets
-        `last_touched` to `now_ms` (it never falls). A row whose gradient is not finite keeps its
-        vector and is counted in `stats`.
+        `last_touched` to `now_ms` (it never falls). Rows without the set are passed over, and so
+        is a row whose gradient is not finite: it keeps its vector and is counted in `stats`.
         """
         self._refuse_if_unusable()
         self._tiers.refuse_stale(lookup)
@@ -177,9 +208,12 @@ class EmbeddingStore:
                 f"expected=`float32[{len(lookup.keys)}, {place.spec.dim}]` "
                 f"came=`{grad.dtype}{list(grad.shape)}`"
             )
-        counts = NO_COUNTS if lookup.counted else lookup.counts
-        skipped = self._tiers.slab.update(
-            place, lookup.slots, np.ascontiguousarray(grad), counts, now_s
+        counts, slab = NO_COUNTS if lookup.counted else lookup.counts, self._tiers.slab
+        if place.members is not None and not lookup.counted:
+            slab.count(lookup.slab_rows, counts, now_s)  # rows without this set, too
+            counts = NO_COUNTS
+        skipped = slab.update(
+            place, _slab_rows(lookup, place), np.ascontiguousarray(grad), counts, now_s
         )
         lookup.counted = True
         self._gradients_not_finite += skipped
@@ -192,25 +226,27 @@ class EmbeddingStore:
         In the order of `keys`, which may repeat. Rows not found are zero: ask `found`, not zero.
         """
         self._refuse_if_unusable()
-        place = self._form.place(set_name)
+        dim = self._form.place(set_name).spec.dim
         distinct, inverse = np.unique(_checked(keys), return_inverse=True)
         rows, found = self._tiers.read(distinct)
-        vectors = np.zeros((len(distinct), place.spec.dim), np.float32)
-        vectors[found] = rows[found, place.vector_word : place.vector_word + place.spec.dim]
+        vectors = np.zeros((len(distinct), dim), np.float32)
+        vectors[found] = self._form.vectors(set_name, rows[found])
         return vectors[inverse], found[inverse]
 
     def rows(self) -> Iterator[Row]:
         """Every row, not yet committed ones included, in order of key: (key, header, sets).
 
-        `sets[name]` = (vector float32[D], optimizer state float32[S]). For audits and exports; call
-        nothing that changes the store before the iterator ends.
+        `sets[name]` = (vector float32[D], optimizer state float32[S]) of the sets that the row's
+        slot has. For audits and exports; call nothing that changes the store before the iterator
+        ends.
         """
         for key, data in self._tiers.all_rows():
-            record = np.frombuffer(data, self._form.dtype)[0]
+            words = np.frombuffer(data, np.float32)[None]
+            record = self._form.records(words)[0]
             header = Header(*(int(record[name]) for name in Header.__slots__))
             sets = {
-                name: (record[vector_field(name)].copy(), record[state_field(name)].copy())
-                for name in self._form.places
+                name: (self._form.vectors(name, words)[0], record[state_field(name)].copy())
+                for name in self.layout.sets_of(self.layout.slot_name(header.slot))
             }
             yield key, header, sets
 
@@ -316,7 +352,7 @@ class EmbeddingStore:
         slab, spill, counts = self._tiers.slab, self._tiers.spill, self._tiers.counts
         return StoreStats(
             rows_total=self._record.rows_total + self._tiers.created_since_commit,
-            rows_hot=slab.used,
+            rows_hot=len(slab),
             rows_spilled=len(spill),
             rows_dirty=len(slab.dirty_slots()) + len(spill),
             cache_rows_max=slab.capacity,
@@ -326,6 +362,7 @@ class EmbeddingStore:
             lookups_spilled=counts.spilled,
             lookups_cold=counts.cold,
             rows_created=counts.created,
+            rows_refused=counts.refused,
             rows_evicted=counts.evicted,
             gradients_not_finite=self._gradients_not_finite,
             rows_committed=self._rows_committed,
@@ -351,6 +388,18 @@ class EmbeddingStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _check_slots(self, slots: NDArray[np.uint16], keys: int) -> None:
+        if slots.shape != (keys,) or slots.dtype != np.uint16:
+            raise StoreMisuse(
+                f"slot numbers of another shape or type: expected=`uint16[{keys}]` "
+                f"came=`{slots.dtype}{list(slots.shape)}`"
+            )
+        greatest = max(self.layout.numbers.values(), default=0)
+        if keys and slots.max() > greatest:
+            raise StoreMisuse(
+                f"no slot has this number: number=`{slots.max()}` greatest=`{greatest}`"
+            )
+
     def _or_poison(self, write: Callable[[], None]) -> None:
         try:
             write()
@@ -365,6 +414,13 @@ class EmbeddingStore:
             raise StorePoisoned(self._poison)
         if self._closed:
             raise StoreMisuse(f"the store is closed: path=`{self.path}`")
+
+
+def _slab_rows(lookup: Lookup, place: SetPlace) -> NDArray[np.int64]:
+    """int64[U]: where the rows that have the set are; -1 elsewhere."""
+    if place.members is None:
+        return lookup.slab_rows
+    return np.where(place.members[lookup.slot_numbers], lookup.slab_rows, -1)
 
 
 def _checked(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

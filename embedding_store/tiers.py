@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +19,37 @@ from embedding_store.slab import Slab
 from embedding_store.spill import Spill
 
 
+class Admission(Protocol):
+    """Decides which keys without a row get one; the others are looked up as zeros."""
+
+    def admit(
+        self,
+        keys: NDArray[np.uint64],
+        slot_numbers: NDArray[np.uint16],
+        counts: NDArray[np.int32],
+        now_s: int,
+    ) -> NDArray[np.bool_]:
+        """bool[M] for distinct `keys` [M] without a row; `counts` [M]: occurrences in the batch."""
+
+
 @dataclass(slots=True)
 class Lookup:
     """One batch's rows. U distinct keys in order of first appearance among N ids."""
 
     keys: NDArray[np.uint64]
     """uint64[U]"""
-    slots: NDArray[np.int64]
-    """int64[U], the store's own"""
+    slot_numbers: NDArray[np.uint16]
+    """uint16[U]: as given, otherwise as the rows' headers say"""
+    slab_rows: NDArray[np.int64]
+    """int64[U], the store's own; -1 = no row"""
     inverse: NDArray[np.int32]
     """int32[N]: keys[inverse] are the ids as given"""
     counts: NDArray[np.int32]
     """int32[U]: how often each key occurs among the ids"""
     found: NDArray[np.bool_]
-    """bool[U]: False = this lookup created the row"""
+    """bool[U]: the row was there before this lookup"""
+    admitted: NDArray[np.bool_]
+    """bool[U]: there is a row; False = admission let none be created, vectors are zero"""
     batch: int
     counted: bool = field(default=False)
     """Whether the row headers know of this batch: the first `update` tells them."""
@@ -45,21 +63,31 @@ class TierCounts:
     spilled: int = 0
     cold: int = 0
     created: int = 0
+    refused: int = 0
+    """Keys that admission gave no row, once per batch that asked."""
     evicted: int = 0
 
 
 class Tiers:
     """One thread at a time."""
 
-    def __init__(self, form: RowFormat, rocks: Rocks, cache_rows_max: int) -> None:
+    def __init__(
+        self,
+        form: RowFormat,
+        rocks: Rocks,
+        cache_rows_max: int,
+        admission: Admission | None = None,
+    ) -> None:
         self.slab = Slab(form, cache_rows_max)
         self.spill = Spill(form.words)
         self.counts = TierCounts()
         self.created_since_commit = 0
-        self._form, self._rocks = form, rocks
-        self._batch = 1  # so that an unused slot (0) never looks pinned
+        self._form, self._rocks, self._admission = form, rocks, admission
+        self._batch = 1
 
-    def lookup(self, ids: NDArray[np.uint64], now_s: int) -> Lookup:
+    def lookup(
+        self, ids: NDArray[np.uint64], slot_numbers: NDArray[np.uint16] | None, now_s: int
+    ) -> Lookup:
         """Make the rows of `ids` hot, creating missing ones. CacheTooSmall changes nothing.
 
         Whatever else fails (a read of the disk), no row is lost and none is created.
@@ -69,46 +97,83 @@ class Tiers:
         if resolved is None:
             raise CacheTooSmall(len(np.unique(ids)), self.slab.capacity)
         self._batch = batch
-        missed = resolved.misses
-        found = np.ones(len(resolved.keys), np.bool_)
-        self.counts.hot += len(resolved.keys) - len(missed)
-        if len(missed):
-            keys = resolved.keys[missed]
-            try:
-                rows, spilled, created = self._load(keys, now_s)
-            except BaseException:
-                self.slab.forget(resolved)
-                raise
-            slots, victim_rows, victim_keys, evicted = self.slab.make_room(len(missed), batch)
-            self.slab.admit(keys, slots, rows, spilled | created, batch)
-            self.spill.remove(keys[spilled])
-            self.spill.add(victim_keys, victim_rows)
-            resolved.slots[missed] = slots
-            found[missed] = ~created
-            self.counts.evicted += evicted
-        return Lookup(
-            resolved.keys, resolved.slots, resolved.inverse, resolved.counts, found, batch
+        unique, missed = len(resolved.keys), resolved.misses
+        given = np.zeros(unique, np.uint16)
+        if slot_numbers is not None:
+            given[resolved.inverse[::-1]] = slot_numbers[::-1]  # a key's first occurrence decides
+        lookup = Lookup(
+            keys=resolved.keys,
+            slot_numbers=given,
+            slab_rows=resolved.slots,
+            inverse=resolved.inverse,
+            counts=resolved.counts,
+            found=np.ones(unique, np.bool_),
+            admitted=np.ones(unique, np.bool_),
+            batch=batch,
         )
+        self.counts.hot += unique - len(missed)
+        if len(missed):
+            self._fetch(lookup, missed, now_s)
+        if slot_numbers is None and self._form.layout.slots:
+            lookup.slot_numbers = self.slab.slot_numbers(lookup.slab_rows)
+        return lookup
+
+    def _fetch(self, lookup: Lookup, missed: NDArray[np.int64], now_s: int) -> None:
+        """Bring rows that are not in the slab, or make them; `missed` are positions among keys."""
+        keys = lookup.keys[missed]
+        try:
+            rows, spilled, created, refused = self._load(
+                keys, lookup.slot_numbers[missed], lookup.counts[missed], now_s
+            )
+        except BaseException:
+            self.slab.forget(keys)
+            raise
+        kept = ~refused
+        self.slab.forget(keys[refused])
+        many = len(rows)
+        slots, victim_rows, victim_keys, evicted = self.slab.make_room(many, lookup.batch)
+        dirty = (spilled | created)[kept]
+        self.slab.admit(keys[kept], slots, rows, dirty, lookup.batch)
+        self.spill.remove(keys[spilled])
+        self.spill.add(victim_keys, victim_rows)
+        lookup.slab_rows[missed[kept]] = slots
+        lookup.admitted[missed[refused]] = False
+        lookup.found[missed] = ~(created | refused)
+        self.counts.evicted += evicted
 
     def _load(
-        self, keys: NDArray[np.uint64], now_s: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-        """(rows float32[N, words], spilled bool[N], created bool[N]) of keys not in the slab."""
+        self,
+        keys: NDArray[np.uint64],
+        slot_numbers: NDArray[np.uint16],
+        counts: NDArray[np.int32],
+        now_s: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+        """For keys [N] not in the slab: (rows float32[M, words], spilled, created, refused [N]).
+
+        There are rows for all that are not refused, in order.
+        """
         rows = np.empty((len(keys), self._form.words), np.float32)
         spilled_rows, spilled = self.spill.find(keys)
         rest = np.flatnonzero(~spilled)
         cold_rows, cold = self._rocks.get_rows(keys[rest], self._form.words)
+        new = rest[~cold]
         created = np.zeros(len(keys), np.bool_)
-        created[rest[~cold]] = True
+        refused = np.zeros(len(keys), np.bool_)
+        created[new] = True
+        if self._admission is not None and len(new):
+            admitted = self._admission.admit(keys[new], slot_numbers[new], counts[new], now_s)
+            created[new] = admitted
+            refused[new] = ~admitted
         rows[spilled] = spilled_rows
         rows[rest[cold]] = cold_rows
-        rows[created] = self._form.fresh(keys[created], now_s)
+        rows[created] = self._form.fresh(keys[created], slot_numbers[created], now_s)
         self.counts.spilled += len(spilled_rows)
         self.counts.cold += len(cold_rows)
-        new = int(created.sum())
-        self.counts.created += new
-        self.created_since_commit += new
-        return rows, spilled, created
+        many = int(created.sum())
+        self.counts.created += many
+        self.counts.refused += int(refused.sum())
+        self.created_since_commit += many
+        return rows[~refused], spilled, created, refused
 
     def refuse_stale(self, lookup: Lookup) -> None:
         """Raises StoreMisuse unless `lookup` is one of the two newest; older rows may move."""

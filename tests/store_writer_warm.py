@@ -19,7 +19,9 @@ for _batch in range(2, 7):
     _resolved = _slab.resolve(_ids, _batch)
     assert _resolved is not None
     _slots = _slab.make_room(2, _batch)[0]
-    _slab.admit(_ids, _slots, _form.fresh(_ids, 0), np.ones(2, np.bool_), _batch)
+    _slab.admit(
+        _ids, _slots, _form.fresh(_ids, np.zeros(2, np.uint16), 0), np.ones(2, np.bool_), _batch
+    )
     _grad = _slab.gather(_form.place("shared"), _slots)
     _slab.update(_form.place("shared"), _slots, _grad, NO_COUNTS, 0)
 _slab.find(_ids)

@@ -65,6 +65,11 @@ class Plan:
         return tuple(slot for side in SIDES for slot in self.sides[side].slots)
 
 
+def table_of(slot: Slot) -> str:
+    """The slot whose rows the values of `slot` are."""
+    return ITEM_TABLE if slot.type == "sequence" else slot.name
+
+
 def plan_slots(config: Config) -> Plan:
     """The plan of `config`: implicit slots first, then the config's by name.
 

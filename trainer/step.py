@@ -15,19 +15,18 @@ import numpy.typing as npt
 import torch
 
 from embedding_store.layout import RowLayout, SetSpec
-from embedding_store.store import EmbeddingStore
+from embedding_store.store import EmbeddingStore, Lookup
 from settings.config import Config
 from trainer.batch import F32, Batch, SidePart
 from trainer.errors import TrainerError
 from trainer.loss import batch_loss, loss_name, targets
 from trainer.models.build import build_model, row_dim
 from trainer.moments import Moments
-from trainer.slots import SIDES, Plan, Side
+from trainer.slots import SIDES, Plan, Side, plan_slots, table_of
 from trainer.tensors import batch_tensors, side_tensors, to_device
 
 SHARED = "shared"
-I32 = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
+U16 = npt.NDArray[np.uint16]
 
 
 def row_layout(config: Config) -> RowLayout:
@@ -39,7 +38,8 @@ def row_layout(config: Config) -> RowLayout:
         eps=config.optimizer.sparse_eps,
         init_scale=config.optimizer.init_scale,
     )
-    return RowLayout(sets={SHARED: spec})
+    names = sorted({table_of(slot) for slot in plan_slots(config).slots})
+    return RowLayout(sets={SHARED: spec}, slots=dict.fromkeys(names, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,6 @@ class Learner:
         }
         self._store = store
         self._loss = loss_name(config)
-        self._slot_numbers = {
-            slot: number for number, slot in enumerate(sorted(s.name for s in plan.slots))
-        }
 
     def step(self, batch: Batch, *, now_ms: int) -> StepResult:
         """Predict and learn from a batch of one sample or more.
@@ -80,7 +77,8 @@ class Learner:
         Gradients of rows are summed per key; rows that the batch does not name do not change.
         """
         keys = np.concatenate([batch.parts[side].keys for side in SIDES])
-        lookup = self._store.lookup(keys, now_ms=now_ms)
+        slots = self._slots_of(batch)
+        lookup = self._store.lookup(keys, slots=slots, now_ms=now_ms)
         rows = to_device(self._store.gather(lookup, SHARED), self.device).requires_grad_()
         tensors = batch_tensors(batch, lookup.inverse.astype(np.int64), self.moments, self.device)
         output = self.model(tensors, rows)
@@ -106,7 +104,7 @@ class Learner:
         return StepResult(
             logits=output.logits.detach().cpu().numpy(),
             cross=cross,
-            rows_created=self._count_created(batch, lookup.inverse, lookup.found),
+            rows_created=self._count_created(lookup),
         )
 
     def represent(self, side: Side, part: SidePart) -> F32:
@@ -119,23 +117,18 @@ class Learner:
             vectors = self.model.represent(side, tensors, rows)
         return cast(F32, vectors.cpu().numpy())
 
-    def _count_created(self, batch: Batch, inverse: I32, found: Mask) -> dict[str, int]:
-        """Slot -> keys not in the store before; a key of two slots counts for the later one."""
-        if found.all():
-            return {}
+    def _slots_of(self, batch: Batch) -> U16:
+        """[N] number of each key's slot, in the order of the batch's keys."""
         numbers = []
         for side in SIDES:
             part = batch.parts[side]
             per_slot = part.lengths.reshape(len(part.plan.slots), part.rows).sum(1)
-            codes = [
-                self._slot_numbers[self._table(slot.type, slot.name)] for slot in part.plan.slots
-            ]
-            numbers.append(np.repeat(np.asarray(codes, np.int64), per_slot))
-        slot_of_row = np.zeros(found.size, np.int64)
-        slot_of_row[inverse] = np.concatenate(numbers)
-        created = np.bincount(slot_of_row[~found], minlength=len(self._slot_numbers))
-        return {name: int(created[n]) for name, n in self._slot_numbers.items() if created[n]}
+            codes = [self._store.layout.slot_number(table_of(slot)) for slot in part.plan.slots]
+            numbers.append(np.repeat(np.asarray(codes, np.uint16), per_slot))
+        return np.concatenate(numbers)
 
-    @staticmethod
-    def _table(slot_type: str, name: str) -> str:
-        return "item_id" if slot_type == "sequence" else name
+    def _count_created(self, lookup: Lookup) -> dict[str, int]:
+        """Slot -> rows that the lookup created."""
+        created = np.bincount(lookup.slot_numbers[~lookup.found & lookup.admitted])
+        name = self._store.layout.slot_name
+        return {name(number): int(n) for number, n in enumerate(created) if n}
