@@ -92,6 +92,13 @@ class RepresentationReader:
             ids, vectors = self._fold.tables[kind].matrix()
             return self._version(), ids, vectors
 
+    def everything(self, kind: Kind) -> tuple[list[str], Taken]:
+        """(ids, what `take` gives for them) of every entity of `kind`, as of one version."""
+        with self._changed:
+            self._check()
+            ids, _ = self._fold.tables[kind].matrix()
+            return ids, self._fold.tables[kind].take(ids)
+
     def count(self, kind: Kind) -> int:
         """Entities held."""
         with self._changed:

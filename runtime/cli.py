@@ -16,7 +16,19 @@ from runtime.jars import ToolMissing
 from runtime.run_state import NoStack, StackRunning
 from runtime.sources.catalog import SourceError
 from runtime.supervisor import StackFailed
-from runtime.verbs import audit, batch, bench, config, demo, doctor, events, models, stack, status
+from runtime.verbs import (
+    audit,
+    batch,
+    bench,
+    config,
+    demo,
+    doctor,
+    events,
+    export,
+    models,
+    stack,
+    status,
+)
 from settings.load import ConfigError
 from topics.errors import TopicError
 
@@ -53,6 +65,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     batch.train,
     models.models,
     audit.audit,
+    export.export,
     bench.bench,
 )
 for _verb in _VERBS:
