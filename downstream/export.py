@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -83,7 +84,7 @@ def write_safetensors(exported: ExportedVectors, path: Path) -> None:
     """One safetensors file; nothing in it is executable."""
     encoded = [entity_id.encode() for entity_id in exported.ids]
     ends = np.cumsum([len(e) for e in encoded], dtype=np.int64)
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "vectors": np.ascontiguousarray(exported.vectors),
         "versions": exported.versions,
         "event_ms": exported.event_ms,
