@@ -12,7 +12,7 @@ from embedding_store.keys import row_keys
 from tests.sample_stream import START_MS, make_config, make_samples
 from topics.sample import Sample
 from trainer.batch import SidePart, build_batch
-from trainer.entities import PackedRows, unpack_rows
+from trainer.packed import PackedRows, unpack_rows
 from trainer.slots import SIDES, plan_slots
 
 PLAN = plan_slots(make_config())

@@ -98,21 +98,21 @@ def test_predictions_and_sums_are_durable_by_domain_and_window(tmp_path: Path) -
     first = np.asarray([0.5, -1.0], np.float32)
     with _open(tmp_path) as store:
         evaluation = _evaluation(store)
-        evaluation.remember("imp1", first)
+        evaluation.remember([b"imp1"], first[None])
         evaluation.stage()
         store.commit()
     with _open(tmp_path) as store:
         evaluation = _evaluation(store)
-        assert evaluation.pending(["imp1", "imp2"]) == [True, False]
-        np.testing.assert_array_equal(evaluation.recall(["imp1"])[0], first)
-        assert evaluation.pending(["imp1"]) == [False]
+        assert evaluation.pending([b"imp1", b"imp2"]) == [True, False]
+        np.testing.assert_array_equal(evaluation.recall([b"imp1"])[0], first)
+        assert evaluation.pending([b"imp1"]) == [False]
         evaluation.score(
             np.asarray([[0.5, -1.0], [2.0, 0.0], [-2.0, 0.0]], np.float32),
             np.asarray([[1, 0], [1, 0], [0, 0]], np.float32),
             mask=np.asarray([[1, 1], [1, 0], [1, 0]], np.float32),
             domain=np.asarray([1, 0, 0]),
             event_ms=np.asarray([0, WINDOW_MS, WINDOW_MS]),
-            users=["a", "b", "b"],
+            users=[b"a", b"b", b"b"],
         )
         evaluation.stage()
         store.commit()
@@ -123,7 +123,7 @@ def test_predictions_and_sums_are_durable_by_domain_and_window(tmp_path: Path) -
             mask=np.asarray([[0, 1]], np.float32),
             domain=np.asarray([0]),
             event_ms=np.asarray([2 * WINDOW_MS]),
-            users=["b"],
+            users=[b"b"],
         )
         assert evaluation.latest()["click"]["samples"] == 2  # the first window has gone by
     with _open(tmp_path) as store:

@@ -20,6 +20,7 @@ from topics.errors import PublisherFenced, TopicUnavailable
 from topics.manifest import Manifest
 from topics.publisher import Record
 from trainer.bounded import run_bounded
+from trainer.feed import Feed
 from trainer.loop import Loop
 from trainer.source import FileSource, SourceRecord
 from trainer.step import row_layout
@@ -82,7 +83,7 @@ def _run(
         loop = Loop(config, store, sink=sink)
         source = CrashingSource(samples, loop.progress.offsets, crash_at, random.Random(seed))
         try:
-            loop.run(source)
+            loop.run(Feed(source, loop.plan, config.trainer))
         except Crash:
             return None
         finally:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from tests.sample_stream import make_config, make_samples
-from trainer.batch import build_batch
+from trainer.batch import CORRECTION, EARLY, FINAL, build_batch
 from trainer.loss import LossName, batch_loss, targets, trains_on
 from trainer.slots import plan_slots
 
@@ -66,7 +67,9 @@ def test_what_each_state_teaches() -> None:
     finals = [b for b, s in enumerate(samples) if s.state == "final"]
     assert (positive + negative)[finals].min() == 1
     assert (positive + negative).sum() == 2 * len(finals)
-    assert not trains_on("plain", "early") and not trains_on("fnw", "final")
+    states = np.asarray([EARLY, CORRECTION, FINAL])
+    assert trains_on("plain", states).tolist() == [False, False, True]
+    assert trains_on("fnw", states).tolist() == [True, True, False]
 
 
 def test_masked_tasks_carry_no_gradient() -> None:

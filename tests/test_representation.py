@@ -13,7 +13,8 @@ from embedding_store.store import EmbeddingStore
 from tests.sample_stream import START_MS, make_config, make_samples
 from topics.representation import decode
 from trainer.batch import build_batch
-from trainer.entities import Entity
+from trainer.entities import Entities
+from trainer.packed import PackedRows
 from trainer.representation import Representations, normalise
 from trainer.slots import plan_slots
 from trainer.step import Learner, row_layout
@@ -46,7 +47,7 @@ def test_tower_vectors_are_those_of_the_present_state(store: EmbeddingStore) -> 
     samples = make_samples(40)
     batch = build_batch(samples, PLAN)
     result = learner.step(batch, now_ms=1)
-    representations.observe(batch, result.cross, [True] * len(samples))
+    representations.observe(batch, result.cross, np.ones(len(samples), bool))
     found = _decoded(representations.cut(3, 1).records)
     # the whole forward pass with the state after the step gives the same UR and IR
     newest = list({s.user_id: s for s in samples}.values())
@@ -71,7 +72,7 @@ def test_a_version_holds_the_touched_only_and_in_order(store: EmbeddingStore) ->
     for samples in (make_samples(60), make_samples(60)[:2]):
         batch = build_batch(samples, PLAN)
         result = learner.step(batch, now_ms=1)
-        representations.observe(batch, result.cross, [True] * len(samples))
+        representations.observe(batch, result.cross, np.ones(len(samples), bool))
         cut = representations.cut(1, 1)
         users = [key.decode() for topic, key, _, _ in cut.records if topic.endswith(".user")]
         assert users == sorted({s.user_id for s in samples})
@@ -79,16 +80,37 @@ def test_a_version_holds_the_touched_only_and_in_order(store: EmbeddingStore) ->
     assert not representations.any_touched
 
 
-def test_cr_decays_and_does_not_depend_on_the_order_of_events() -> None:
+@pytest.mark.parametrize("sizes", [[1] * 8, [8], [3, 5]])
+def test_cr_decays_and_does_not_depend_on_the_order_of_events(
+    store: EmbeddingStore, sizes: list[int]
+) -> None:
+    """Against the sum written out, for events of two entities in batches of any size."""
     draw = np.random.default_rng(0)
-    events = [(draw.normal(size=4).astype(np.float32), int(t)) for t in (0, 500, 1000, 4000)]
-    expected = sum(cr * 2.0 ** (-(4000 - t) / 1000) for cr, t in events)
-    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-        entity = Entity()
-        for k in order:
-            entity.add_cross(*events[k], 1000)
-        np.testing.assert_allclose(entity.cross_sum, expected, rtol=1e-5)
-        assert entity.cross_count == 4 and entity.cross_last_ms == 4000
+    times = np.asarray([0, 500, 1000, 4000, 4000, 9000, 100, 100])
+    owners = np.asarray([0, 0, 0, 0, 1, 1, 1, 0])
+    crs = draw.normal(size=(8, 32)).astype(np.float32)
+    packed = PackedRows(build_batch(make_samples(8), PLAN).parts["user"])
+    for order in (np.arange(8), np.asarray([3, 7, 1, 0, 5, 2, 6, 4])):
+        entities = Entities(store, 32)
+        for rows in np.split(order, np.cumsum(sizes)[:-1]):
+            numbers = entities.open([(b"user:a", b"user:b")[o] for o in owners[rows]])
+            entities.observe(
+                numbers,
+                event_ms=times[rows],
+                newest_ms=times[rows],
+                produced_ms=times[rows],
+                packed=packed,
+                first=np.ones(len(rows), bool),
+                cross=crs[rows],
+                half_life_ms=1000,
+            )
+        for owner, key in enumerate((b"user:a", b"user:b")):
+            mine, number = owners == owner, entities.open([key])[0]
+            weights = 2.0 ** (-(times[mine].max() - times[mine]) / 1000)
+            expected = (crs[mine] * weights[:, None]).sum(0)
+            np.testing.assert_allclose(entities.cross[number], expected, rtol=1e-4, atol=1e-5)
+            assert entities.head["cross_count"][number] == mine.sum()
+            assert entities.head["cross_last_ms"][number] == times[mine].max()
 
 
 def test_cr_is_counted_once_per_impression_and_features_at_first_sight(
@@ -106,12 +128,13 @@ def test_cr_is_counted_once_per_impression_and_features_at_first_sight(
     )
     for sample, first in ((early, True), (correction, False)):
         batch = build_batch([sample], PLAN)
-        representations.observe(batch, np.ones((1, 32), np.float32), [first])
+        representations.observe(batch, np.ones((1, 32), np.float32), np.asarray([first]))
     found = _decoded(representations.cut(1, 1).records)
     user, cross = found["user", early.user_id], found["cross", f"user:{early.user_id}"]
     assert user.event_ms == early.event_ms + 50  # the conversion is in the user's vector
     assert cross.event_ms == early.event_ms  # and not in the aggregate, which counts impressions
-    assert representations._entities["user", early.user_id].cross_count == 1
+    number = representations._entities.open([f"user:{early.user_id}".encode()])[0]
+    assert representations._entities.head["cross_count"][number] == 1
 
 
 def test_what_is_published_of_cr_is_normalised() -> None:
@@ -131,10 +154,28 @@ def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None
         for t, age in ((10, 50), (5, 20))
     )
     for sample in (new, old):
-        representations.observe(build_batch([sample], PLAN), None, [True])
-    entity = representations._entities["user", new.user_id]
-    assert entity.features_event_ms == START_MS + 10
-    assert entity.packed() == Entity.load(entity.dump()).packed()
+        representations.observe(build_batch([sample], PLAN), None, np.ones(1, bool))
+    entities = representations._entities
+    number = int(entities.open([f"user:{new.user_id}".encode()])[0])
+    assert entities.head["features_event_ms"][number] == START_MS + 10
+    newer = PackedRows(build_batch([new], PLAN).parts["user"]).row(0)
+    assert entities.packed(number) == newer
+
+
+def test_entities_come_back_from_the_disk_as_they_were(store: EmbeddingStore) -> None:
+    learner = Learner(PLAN, CONFIG, store)
+    representations = Representations(store, learner, HALF_LIFE_MS)
+    batch = build_batch(make_samples(50), PLAN)
+    result = learner.step(batch, now_ms=1)
+    representations.observe(batch, result.cross, np.ones(50, bool))
+    representations.stage()
+    before, after = representations._entities, Entities(store, learner.model.cross_dim)
+    keys = [b"user:" + user for user in batch.users]
+    old, new = before.open(keys), after.open(keys)
+    np.testing.assert_array_equal(before.head[old], after.head[new])
+    np.testing.assert_array_equal(before.cross[old], after.cross[new])
+    assert [before.packed(int(n)) for n in old] == [after.packed(int(n)) for n in new]
+    assert before.packed(int(old[0]))
 
 
 def test_touched_entities_survive_a_restart(store: EmbeddingStore) -> None:
@@ -142,7 +183,7 @@ def test_touched_entities_survive_a_restart(store: EmbeddingStore) -> None:
     representations = Representations(store, learner, HALF_LIFE_MS)
     batch = build_batch(make_samples(10), PLAN)
     result = learner.step(batch, now_ms=1)
-    representations.observe(batch, result.cross, [True] * 10)
+    representations.observe(batch, result.cross, np.ones(10, bool))
     representations.stage()
     again = Representations(store, learner, HALF_LIFE_MS)
     left, right = again.cut(1, 1).records, representations.cut(1, 1).records

@@ -37,9 +37,10 @@ from topics.publisher import Publisher
 from topics.scan import Partition
 from trainer.bounded import run_bounded
 from trainer.errors import TrainerError
+from trainer.feed_process import FeedProcess, kafka_order
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
-from trainer.source import KafkaSource, retry_while_away, trainer_group
+from trainer.source import retry_while_away, trainer_group
 from trainer.step import row_layout
 
 
@@ -130,17 +131,14 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
                 stop.is_set,
             )
             loop = Loop(config, store, sink=publisher)
-            source: KafkaSource = retry_while_away(
-                "finding the samples",
-                lambda: KafkaSource(
-                    config,
-                    bootstrap,
-                    loop.progress.offsets,
-                    until_end=options.until_end,
-                    accept_gap=options.accept_gap,
-                ),
-                stop.is_set,
+            order = kafka_order(
+                config,
+                bootstrap,
+                loop.progress.offsets,
+                until_end=options.until_end,
+                accept_gap=options.accept_gap,
             )
+            source = FeedProcess(order, loop.plan, stop.is_set)
 
             def positions() -> Mapping[Partition, int]:
                 stored = dict(loop.progress.offsets.get(SAMPLES, {}))

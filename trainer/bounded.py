@@ -9,10 +9,14 @@ from typing import Any
 
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
+from trainer.feed import Feed, PortionSource
+from trainer.feed_process import FeedProcess, file_order
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
 from trainer.source import FileSource
 from trainer.step import row_layout
+
+_FILE_BYTES_OF_ONE_PROCESS = 8_000_000
 
 
 def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, Any]:
@@ -36,7 +40,7 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
     ) as opened:
         loop = Loop(config, opened, sink=None)
         before = sum(loop.progress.samples.values())
-        source = FileSource(samples, loop.progress.offsets)
+        source = _feed(samples, config, loop)
         started = time.perf_counter()
         try:
             loop.run(source)
@@ -59,3 +63,10 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
             "rejected": progress.rejected,
             "unseen_finals": progress.unseen_finals,
         }
+
+
+def _feed(samples: Path, config: Config, loop: Loop) -> PortionSource:
+    """A process of its own reads a file that is worth its start of a third of a second."""
+    if samples.stat().st_size < _FILE_BYTES_OF_ONE_PROCESS:
+        return Feed(FileSource(samples, loop.progress.offsets), loop.plan, config.trainer)
+    return FeedProcess(file_order(config, samples, loop.progress.offsets), loop.plan, lambda: False)

@@ -6,191 +6,203 @@ reached it, and the time-decayed sum of cross representations. Layout of one rec
     i64 features_event_ms | i64 event_ms | i64 produced_ms | i64 cross_event_ms
     i64 cross_produced_ms | i64 published_ms | i64 cross_published_ms | i64 cross_last_ms
     i64 cross_count | u32 C
-    f32 cross_sum[C] | features (see `SidePart` rows: `pack_rows`)
+    f32 cross_sum[C] | features (see `trainer/packed.py`)
+
+Entities that a batch touches lie open as columns, so that a batch costs a few array operations and
+not thousands of Python ones. They stay open over commits until there are too many of them.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from embedding_store.store import EmbeddingStore
-from trainer.batch import F32, SidePart
-from trainer.slots import Side, SidePlan
+from trainer.features import F32, I64
+from trainer.packed import PackedRows
 
-_HEAD = struct.Struct("<9qI")
 NEVER = -1
 SPACE = "entity"
-EntityId = tuple[Side, str]
+OPEN_MAX = 200_000
+"""More are put away at the next commit: some 150 MB with a CR of 128 numbers."""
 
+_TIMES = (
+    "features_event_ms",
+    "event_ms",
+    "produced_ms",
+    "cross_event_ms",
+    "cross_produced_ms",
+    "published_ms",
+    "cross_published_ms",
+    "cross_last_ms",
+)
+_HEAD = np.dtype([*((name, "<i8") for name in _TIMES), ("cross_count", "<i8"), ("width", "<u4")])
+_FIRST_CAPACITY = 1024
 
-class PackedRows:
-    """A side's B rows, each as bytes: counts u16[S], missing u8[S], numeric f32[Sn],
-    vectors f32[V], keys u64[n], weights f32[n]."""
-
-    def __init__(self, part: SidePart) -> None:
-        slots = len(part.plan.slots)
-        lengths = part.lengths.reshape(slots, part.rows)  # [S * B] -> [S, B]
-        row_of_key = np.repeat(np.tile(np.arange(part.rows), slots), part.lengths)
-        order = np.argsort(row_of_key, kind="stable")  # slot-major -> row-major
-        self._keys = part.keys[order].astype("<u8").tobytes()
-        self._weights = part.weights[order].astype("<f4").tobytes()
-        self._ends = np.cumsum(lengths.sum(0)).tolist()
-        self._fixed = np.concatenate(
-            [
-                np.ascontiguousarray(lengths.T).astype("<u2").view(np.uint8),
-                part.missing.astype(np.uint8),
-                np.ascontiguousarray(part.numeric).astype("<f4").view(np.uint8),
-                np.ascontiguousarray(part.vectors).astype("<f4").view(np.uint8),
-            ],
-            axis=1,
-        ).tobytes()
-        self._width = _fixed_bytes(part.plan)
-
-    def row(self, b: int) -> bytes:
-        """Row `b`; `unpack_rows` takes it back."""
-        start, end = (self._ends[b - 1] if b else 0), self._ends[b]
-        return (
-            self._fixed[b * self._width : (b + 1) * self._width]
-            + self._keys[8 * start : 8 * end]
-            + self._weights[4 * start : 4 * end]
-        )
-
-
-def _fixed_bytes(plan: SidePlan) -> int:
-    return 3 * len(plan.slots) + 4 * len(plan.of_type("numeric")) + 4 * sum(plan.vector_dims)
-
-
-def unpack_rows(rows: Sequence[bytes], plan: SidePlan) -> SidePart:
-    """A side's part of the packed `rows`, in their order."""
-    count, slots, width = len(rows), len(plan.slots), _fixed_bytes(plan)
-    fixed = np.frombuffer(b"".join(r[:width] for r in rows), np.uint8).reshape(count, width)
-    lengths = np.ascontiguousarray(fixed[:, : 2 * slots]).view("<u2").astype(np.int64)  # [E, S]
-    at = 3 * slots
-    numeric_end = at + 4 * len(plan.of_type("numeric"))
-    split = [width + 8 * n for n in lengths.sum(1).tolist()]
-    keys = np.frombuffer(b"".join(r[width:end] for r, end in zip(rows, split, strict=True)), "<u8")
-    weights = np.frombuffer(b"".join(r[end:] for r, end in zip(rows, split, strict=True)), "<f4")
-    slot_of_key = np.repeat(np.tile(np.arange(slots), count), lengths.ravel())
-    order = np.argsort(slot_of_key, kind="stable")  # row-major -> slot-major
-    return SidePart(
-        plan=plan,
-        rows=count,
-        keys=keys[order].astype(np.uint64),
-        lengths=np.ascontiguousarray(lengths.T).reshape(slots * count),
-        weights=weights[order].astype(np.float32),
-        missing=fixed[:, 2 * slots : at].astype(np.float32),
-        numeric=_floats(fixed[:, at:numeric_end]),
-        vectors=_floats(fixed[:, numeric_end:]),
-    )
-
-
-def _floats(raw: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> F32:
-    """uint8 [E, 4n] -> float32 [E, n]"""
-    return np.frombuffer(raw.tobytes(), "<f4").reshape(raw.shape[0], raw.shape[1] // 4)
-
-
-@dataclass(slots=True)
-class Entity:
-    """One user or item, as of the last batch."""
-
-    features_event_ms: int = NEVER
-    event_ms: int = NEVER
-    produced_ms: int = NEVER
-    cross_event_ms: int = NEVER
-    cross_produced_ms: int = NEVER
-    published_ms: int = NEVER
-    """`produced_ms` as of the last published vector; likewise below for the cross vector."""
-    cross_published_ms: int = NEVER
-    cross_last_ms: int = NEVER
-    cross_count: int = 0
-    cross_sum: F32 | None = None
-    features: bytes | tuple[PackedRows, int] = b""
-    """Packed, or where to find them: packing waits for the commit, since a user seen ten times
-    between two commits needs it once."""
-
-    def packed(self) -> bytes:
-        """The features as bytes; empty if never seen with features."""
-        if isinstance(self.features, tuple):
-            rows, b = self.features
-            self.features = rows.row(b)
-        return self.features
-
-    def dump(self) -> bytes:
-        """The record drawn above."""
-        cross = b"" if self.cross_sum is None else self.cross_sum.astype("<f4").tobytes()
-        head = _HEAD.pack(
-            self.features_event_ms,
-            self.event_ms,
-            self.produced_ms,
-            self.cross_event_ms,
-            self.cross_produced_ms,
-            self.published_ms,
-            self.cross_published_ms,
-            self.cross_last_ms,
-            self.cross_count,
-            len(cross) // 4,
-        )
-        return head + cross + self.packed()
-
-    @staticmethod
-    def load(raw: bytes) -> Entity:
-        """Inverse of `dump`."""
-        head = _HEAD.unpack_from(raw)
-        width = head[-1]
-        end = _HEAD.size + 4 * width
-        cross = np.frombuffer(raw, "<f4", width, _HEAD.size) if width else None
-        times: tuple[int, int, int, int, int, int, int, int, int] = head[:-1]
-        return Entity(*times, cross, raw[end:])
-
-    def add_cross(self, cross: F32, event_ms: int, half_life_ms: int) -> None:
-        """sum <- sum * 2^(-dt / half life) + CR [C]; an event older than the newest comes decayed.
-
-        The result does not depend on the order of events, but for rounding.
-        """
-        self.cross_count += 1
-        if self.cross_sum is None:
-            self.cross_sum, self.cross_last_ms = cross.copy(), event_ms
-            return
-        gap = event_ms - self.cross_last_ms
-        decay = np.float32(2.0 ** (-abs(gap) / half_life_ms)) if half_life_ms else np.float32(0)
-        if gap >= 0:
-            self.cross_sum = self.cross_sum * decay + cross
-            self.cross_last_ms = event_ms
-        else:
-            self.cross_sum = self.cross_sum + cross * decay
+EntityKey = bytes
+"""`user:` or `item:` and the id in UTF-8."""
 
 
 class Entities:
-    """Entities of one store; changes are staged at `stage`."""
+    """Entities of one store, by number while open; changes are staged at `stage`."""
 
-    def __init__(self, store: EmbeddingStore) -> None:
+    def __init__(self, store: EmbeddingStore, cross_dim: int) -> None:
         self._store = store
-        self._open: dict[EntityId, Entity] = {}
+        self._cross_dim = cross_dim
+        self._forget()
 
-    def __getitem__(self, id_: EntityId) -> Entity:
-        """The entity as of the last batch; a new one if it was never seen."""
-        if id_ not in self._open:
-            self.open([id_])
-        return self._open[id_]
+    def _forget(self) -> None:
+        self._numbers: dict[EntityKey, int] = {}
+        self.head = np.zeros(_FIRST_CAPACITY, _HEAD)
+        """[E] of the open ones: times in ms (NEVER = not yet) and the count behind CR."""
+        self.cross: F32 = np.zeros((_FIRST_CAPACITY, self._cross_dim), np.float32)
+        """[E, C] decayed sums, as of `cross_last_ms`."""
+        self._features: list[bytes] = []
+        self._batch_of: I64 = np.full(_FIRST_CAPACITY, NEVER, np.int64)
+        self._row_of: I64 = np.zeros(_FIRST_CAPACITY, np.int64)
+        self._batches: list[PackedRows] = []
+        self._changed = np.zeros(_FIRST_CAPACITY, bool)
 
-    def open(self, ids: Iterable[EntityId]) -> None:
-        """Read many at once: one read of the disk instead of one per entity."""
-        absent = [id_ for id_ in dict.fromkeys(ids) if id_ not in self._open]
-        for id_, raw in zip(
-            absent, self._store.get_many(SPACE, [_key(i) for i in absent]), strict=True
-        ):
-            self._open[id_] = Entity.load(raw) if raw else Entity()
+    def open(self, keys: Sequence[EntityKey]) -> I64:
+        """[N] numbers of `keys`, which may repeat. One read of the disk for all that are not open;
+        what was never seen is new."""
+        numbers = self._numbers
+        absent = [key for key in dict.fromkeys(keys) if key not in numbers]
+        if absent:
+            raws = self._store.get_many(SPACE, absent)
+            first = len(numbers)
+            self._grow(first + len(absent))
+            fresh = slice(first, first + len(absent))
+            self.head[fresh] = (*[NEVER] * len(_TIMES), 0, 0)
+            self._features += [b""] * len(absent)
+            for number, (key, raw) in enumerate(zip(absent, raws, strict=True), first):
+                numbers[key] = number
+                if raw is not None:
+                    self._load(number, raw)
+        return np.fromiter(map(numbers.__getitem__, keys), np.int64, len(keys))
+
+    def observe(
+        self,
+        numbers: I64,
+        *,
+        event_ms: I64,
+        newest_ms: I64,
+        produced_ms: I64,
+        packed: PackedRows,
+        first: npt.NDArray[np.bool_],
+        cross: F32 | None,
+        half_life_ms: int,
+    ) -> None:
+        """One side of a batch of B: whose rows they are, and what reached them; [B] each.
+
+        Features and CR [B, C] are taken from `first` sights alone. Of two with the same event time
+        the later row's features stay.
+        """
+        head = self.head
+        np.maximum.at(head["event_ms"], numbers, newest_ms)
+        np.maximum.at(head["produced_ms"], numbers, produced_ms)
+        self._changed[numbers] = True
+        rows = np.flatnonzero(first)
+        if not rows.size:
+            return
+        self._see(numbers[rows], event_ms[rows], rows, packed)
+        if cross is not None:
+            np.maximum.at(head["cross_event_ms"], numbers[rows], newest_ms[rows])
+            np.maximum.at(head["cross_produced_ms"], numbers[rows], produced_ms[rows])
+            self._add_cross(numbers[rows], event_ms[rows], cross[rows], half_life_ms)
+
+    def _see(self, numbers: I64, event_ms: I64, rows: I64, packed: PackedRows) -> None:
+        """Keep where the newest features of each entity are; packing them waits for the commit,
+        since a user seen ten times between two commits needs it once."""
+        order = np.lexsort((rows, event_ms, numbers))
+        last = np.flatnonzero(np.r_[numbers[order][1:] != numbers[order][:-1], True])
+        chosen = order[last]
+        chosen = chosen[event_ms[chosen] >= self.head["features_event_ms"][numbers[chosen]]]
+        at = numbers[chosen]
+        self.head["features_event_ms"][at] = event_ms[chosen]
+        self._batch_of[at] = len(self._batches)
+        self._row_of[at] = rows[chosen]
+        self._batches.append(packed)
+
+    def _add_cross(self, numbers: I64, event_ms: I64, cross: F32, half_life_ms: int) -> None:
+        """sum <- sum * 2^(-dt / half life) + CR; an event older than the newest comes decayed.
+
+        Summed per entity in the order of the batch, so that equal batches give equal bytes; the
+        result does not depend on the order of events, but for rounding.
+        """
+        head = self.head
+        distinct, inverse = np.unique(numbers, return_inverse=True)
+        before = head["cross_last_ms"][distinct]
+        known = head["cross_count"][distinct] > 0
+        newest = np.where(known, before, np.iinfo(np.int64).min)
+        np.maximum.at(newest, inverse, event_ms)
+        order = np.argsort(inverse, kind="stable")
+        weight = _decay(newest[inverse] - event_ms, half_life_ms)
+        starts = np.searchsorted(inverse[order], np.arange(len(distinct)))
+        sums = np.add.reduceat(cross[order] * weight[order, None], starts, axis=0)
+        kept = np.where(known, _decay(np.where(known, newest - before, 0), half_life_ms), 0)
+        self.cross[distinct] = self.cross[distinct] * kept[:, None].astype(np.float32) + sums
+        head["cross_last_ms"][distinct] = newest
+        head["cross_count"][distinct] += np.bincount(inverse)
+
+    def packed(self, number: int) -> bytes:
+        """An open entity's features as bytes; empty if it was never seen with features."""
+        batch = self._batch_of[number]
+        if batch != NEVER:
+            self._features[number] = self._batches[batch].row(int(self._row_of[number]))
+            self._batch_of[number] = NEVER
+        return self._features[number]
 
     def stage(self) -> None:
-        """Stage every entity that was opened since the last commit, and forget it here."""
-        for id_, entity in self._open.items():
-            self._store.put(SPACE, _key(id_), entity.dump())
-        self._open = {}
+        """Stage every entity that changed since the last commit."""
+        changed = np.flatnonzero(self._changed[: len(self._numbers)])
+        keys = list(self._numbers)  # in order of number
+        self.head["width"][changed] = np.where(
+            self.head["cross_count"][changed] > 0, self._cross_dim, 0
+        )
+        heads, size = self.head[changed].tobytes(), _HEAD.itemsize
+        sums, width = self.cross[changed].astype("<f4").tobytes(), 4 * self._cross_dim
+        counted = (self.head["width"][changed] > 0).tolist()
+        put = self._store.put
+        for i, number in enumerate(changed.tolist()):
+            cross = sums[i * width : (i + 1) * width] if counted[i] else b""
+            record = heads[i * size : (i + 1) * size] + cross + self.packed(number)
+            put(SPACE, keys[number], record)
+        self._changed[:] = False
+        self._batches = []
+        if len(keys) > OPEN_MAX:
+            self._forget()
+        self._batch_of[:] = NEVER
+
+    def mark_changed(self, numbers: I64) -> None:
+        """Their heads were written from outside: stage them, too."""
+        self._changed[numbers] = True
+
+    def _load(self, number: int, raw: bytes) -> None:
+        self.head[number] = np.frombuffer(raw, _HEAD, 1)[0]
+        width = int(self.head["width"][number])
+        end = _HEAD.itemsize + 4 * width
+        if width:
+            self.cross[number] = np.frombuffer(raw, "<f4", width, _HEAD.itemsize)
+        self._features[number] = raw[end:]
+
+    def _grow(self, count: int) -> None:
+        capacity = len(self.head)
+        if count <= capacity:
+            return
+        more = max(2 * capacity, count) - capacity
+        self.head = np.concatenate([self.head, np.zeros(more, _HEAD)])
+        self.cross = np.concatenate([self.cross, np.zeros((more, self._cross_dim), np.float32)])
+        self._batch_of = np.concatenate([self._batch_of, np.full(more, NEVER, np.int64)])
+        self._row_of = np.concatenate([self._row_of, np.zeros(more, np.int64)])
+        self._changed = np.concatenate([self._changed, np.zeros(more, bool)])
 
 
-def _key(id_: EntityId) -> bytes:
-    return f"{id_[0]}:{id_[1]}".encode()
+def _decay(gap_ms: I64, half_life_ms: int) -> F32:
+    """2^(-gap / half life) [N], in float32; a half-life of 0 keeps the newest event alone."""
+    if not half_life_ms:
+        return np.asarray(gap_ms == 0, np.float32)
+    decayed: F32 = np.exp2(-gap_ms / half_life_ms).astype(np.float32)
+    return decayed

@@ -3,6 +3,7 @@
 TrainerError
 ├── SourceGap       the log no longer holds what the store has not seen
 ├── SourceLost      the broker stayed unreachable for longer than is worth waiting
+├── FeedDied        the process that reads samples ahead is gone
 └── StateMismatch   the store was written for another model, other slots or other kinds
 """
 
@@ -24,6 +25,14 @@ class SourceLost(TrainerError):
     """The broker did not answer for minutes.
 
     Operator action: bring the broker back and start the trainer; it resumes at the stored offsets.
+    """
+
+
+class FeedDied(TrainerError):
+    """The process that reads, decodes and hashes samples ended without being asked to.
+
+    Operator action: start the trainer again; it resumes at the stored offsets. Where it was killed
+    for memory, lower trainer.batch_samples_max.
     """
 
 

@@ -1,8 +1,9 @@
 """Progressive validation: an impression counts once, predicted at first sight, scored at `final`.
 
 The prediction waits in the store (space `pending`) until the label is final. Scores go into sums
-per task, domain and window of event time that can be added up (space `evaluation`), and per user
-into the newest scored impressions (space `scored`), from which grouped AUC is computed exactly.
+per task, domain and window of event time that can be added up (space `evaluation`), and the newest
+scored impressions are kept as they are (space `scored`, a record per commit), from which grouped
+AUC is computed exactly.
 All of it is staged in the store and becomes durable with the commit that holds the learning.
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from embedding_store.store import EmbeddingStore
 from trainer.auc import BINS, Counts, bin_of, binned_auc, grouped_auc
@@ -23,8 +26,8 @@ from trainer.batch import F32, I64
 
 ALL_TIME = -1
 OTHER = "other"
-SCORED_PER_USER_MAX = 256
-"""Newest scored impressions kept per user for grouped AUC: bounds a robot's record."""
+SCORED_MAX = 2_000_000
+"""Newest scored impressions kept for grouped AUC: some 60 MB with two tasks."""
 _HEAD = struct.Struct("<qqddI")
 _SEPARATOR = "\x1f"
 
@@ -114,9 +117,10 @@ class Evaluation:
         self._domains = (OTHER, *domains)
         self._cells: dict[CellKey, Sums] = {}
         self._changed: set[CellKey] = set()
-        self._entries: dict[str, list[bytes]] = {}
+        self._entries: list[npt.NDArray[Any]] = []
         self._entry = np.dtype(
             [
+                ("user", "<u8"),
                 ("window", "<i8"),
                 ("domain", "<u2"),
                 ("mask", "u1", (len(tasks),)),
@@ -124,24 +128,33 @@ class Evaluation:
                 ("logit", "<f4", (len(tasks),)),
             ]
         )
+        size = self._entry.itemsize
+        self._kept = deque((key, len(raw) // size) for key, raw in store.scan("scored"))
+        self._kept_samples = sum(count for _, count in self._kept)
+        # Without it, looking for predictions that wait would cost a read per sample under `wait`.
+        self._any_pending = next(store.scan("pending"), None) is not None
 
-    def pending(self, impression_ids: Sequence[str]) -> list[bool]:
+    def pending(self, impressions: Sequence[bytes]) -> list[bool]:
         """Which impressions were predicted before and wait for their final labels."""
-        keys = [id_.encode() for id_ in impression_ids]
-        return [raw is not None for raw in self._store.get_many("pending", keys)]
+        if not self._any_pending:
+            return [False] * len(impressions)
+        return [raw is not None for raw in self._store.get_many("pending", impressions)]
 
-    def remember(self, impression_id: str, logits: F32) -> None:
-        """Keep the prediction [T] made at first sight until `score`."""
-        self._store.put("pending", impression_id.encode(), logits.astype("<f4").tobytes())
+    def remember(self, impressions: Sequence[bytes], logits: F32) -> None:
+        """Keep the predictions [n, T] made at first sight until `recall`."""
+        self._any_pending = self._any_pending or bool(impressions)
+        raw, size = logits.astype("<f4").tobytes(), 4 * logits.shape[1]
+        for i, impression in enumerate(impressions):
+            self._store.put("pending", impression, raw[i * size : (i + 1) * size])
 
-    def recall(self, impression_ids: Sequence[str]) -> list[F32]:
-        """Take back and drop the predictions [T] of impressions whose final labels are here."""
-        keys = [id_.encode() for id_ in impression_ids]
-        raws = self._store.get_many("pending", keys)
-        for key in keys:
-            self._store.delete("pending", key)
+    def recall(self, impressions: Sequence[bytes]) -> F32:
+        """Take back and drop the predictions [n, T] of impressions whose final labels are here."""
+        raws = self._store.get_many("pending", impressions)
+        for impression in impressions:
+            self._store.delete("pending", impression)
         assert None not in raws, "scored an impression that was never predicted"
-        return [np.frombuffer(raw or b"", "<f4") for raw in raws]
+        whole = np.frombuffer(b"".join(raw or b"" for raw in raws), "<f4")
+        return whole.reshape(len(impressions), len(self._tasks)).astype(np.float32)
 
     def score(
         self,
@@ -151,7 +164,7 @@ class Evaluation:
         mask: F32,
         domain: I64,
         event_ms: I64,
-        users: Iterable[str],
+        users: Sequence[bytes],
     ) -> None:
         """Score n predictions [n, T] against final labels [n, T] where mask is 1; [n] each else."""
         window = event_ms - event_ms % self._window_ms
@@ -168,25 +181,35 @@ class Evaluation:
         entries = np.empty(logits.shape[0], self._entry)
         entries["window"], entries["domain"] = window, domain
         entries["mask"], entries["label"], entries["logit"] = mask, labels, logits
-        size, raw = self._entry.itemsize, entries.tobytes()
-        for i, user in enumerate(users):
-            self._entries.setdefault(user, []).append(raw[i * size : (i + 1) * size])
+        entries["user"] = [xxhash.xxh3_64_intdigest(user) for user in users]
+        self._entries.append(entries)
 
     def stage(self) -> None:
         """Stage what changed since the last commit in the store."""
         for key in sorted(self._changed):
             name = _SEPARATOR.join((key[0], key[1], str(key[2])))
             self._store.put("evaluation", name.encode(), self._cells[key].dump())
-        kept = -SCORED_PER_USER_MAX * self._entry.itemsize
-        users = [user.encode() for user in self._entries]
-        before = self._store.get_many("scored", users)
-        for user, old, new in zip(users, before, self._entries.values(), strict=True):
-            self._store.put("scored", user, ((old or b"") + b"".join(new))[kept:])
+        self._stage_entries()
         # Windows that event time has left behind would pile up in memory; the totals stay.
         recent = {ALL_TIME, *self._latest_windows()}
         self._cells = {k: v for k, v in self._cells.items() if k in self._changed or k[2] in recent}
         self._changed = set()
-        self._entries = {}
+
+    def _stage_entries(self) -> None:
+        """One record for what was scored since the last commit; the oldest make room."""
+        if not self._entries:
+            return
+        entries = np.concatenate(self._entries)
+        number = int.from_bytes(self._kept[-1][0], "big") + 1 if self._kept else 0
+        key = number.to_bytes(8, "big")
+        self._store.put("scored", key, entries.tobytes())
+        self._kept.append((key, len(entries)))
+        self._entries = []
+        self._kept_samples += len(entries)
+        while self._kept_samples > SCORED_MAX and len(self._kept) > 1:
+            oldest, count = self._kept.popleft()
+            self._kept_samples -= count
+            self._store.delete("scored", oldest)
 
     def totals(self) -> dict[str, dict[str, float | int | None]]:
         """task -> auc, ne, pcoc, samples, positives over everything scored so far."""
@@ -282,9 +305,7 @@ class Evaluation:
         return cells
 
     def _scored(self) -> tuple[npt.NDArray[Any], I64]:
-        """Every kept entry and the number of its user."""
+        """Every kept entry [n] and the number of its user."""
         raws = [raw for _, raw in self._store.scan("scored")]
-        size = self._entry.itemsize
-        lengths = np.asarray([len(raw) // size for raw in raws], np.int64)
-        users = np.repeat(np.arange(lengths.size), lengths)
-        return np.frombuffer(b"".join(raws), self._entry), users
+        entries = np.frombuffer(b"".join(raws), self._entry)
+        return entries, np.unique(entries["user"], return_inverse=True)[1]

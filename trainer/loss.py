@@ -14,12 +14,13 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from settings.config import Config
-from trainer.batch import EARLY, F32, Batch
+from trainer.batch import EARLY, F32, FINAL, I64, Batch
 
 LossName = Literal["plain", "vanilla", "fnw"]
 
@@ -29,15 +30,15 @@ def loss_name(config: Config) -> LossName:
     return "plain" if config.join.policy == "wait" else config.model.delayed_feedback
 
 
-def trains_on(name: LossName, state: str) -> bool:
-    """Whether a sample in `state` carries gradient under loss `name`."""
-    return state == "final" if name == "plain" else state in ("early", "correction")
+def trains_on(name: LossName, state: I64) -> npt.NDArray[np.bool_]:
+    """[B] whether samples in `state` [B] carry gradient under loss `name`."""
+    return np.asarray(state == FINAL if name == "plain" else state != FINAL)
 
 
 def targets(batch: Batch, name: LossName) -> tuple[F32, F32]:
     """(positive, negative) [B, T]: how often each loss term of a row and task counts, 0 or 1."""
     early = (batch.state == EARLY)[:, None]
-    trained = np.asarray([trains_on(name, s.state) for s in batch.samples], bool)[:, None]
+    trained = trains_on(name, batch.state)[:, None]
     said = (batch.mask > 0) & trained
     positive = said & (batch.labels > 0)
     if name == "plain":

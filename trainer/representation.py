@@ -7,19 +7,20 @@ with the activation of its prediction (so never with its own label), and normali
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from embedding_store.store import EmbeddingStore
 from topics.names import Kind, representation_topic
 from topics.publisher import Record
 from topics.representation import Representation, encode
-from topics.sample import Sample
-from trainer.batch import F32, Batch
-from trainer.entities import Entities, EntityId, PackedRows, unpack_rows
+from trainer.batch import F32, I64, Batch
+from trainer.entities import Entities, EntityKey
+from trainer.packed import PackedRows, unpack_rows
 from trainer.slots import Side
 from trainer.step import Learner
 
@@ -37,11 +38,6 @@ class Cut:
     produced_ms: dict[Kind, list[int]]
     """Newest event's produce time of each vector that holds a newer event than when it was last
     published; the others say nothing about freshness."""
-
-
-def newest_event_ms(sample: Sample) -> int:
-    """Event time of the newest event in the sample's information."""
-    return sample.event_ms + max(sample.delays_ms.values(), default=0)
 
 
 def normalise(vectors: F32) -> F32:
@@ -62,45 +58,44 @@ class Representations:
         self._store = store
         self._learner = learner
         self._half_life_ms = half_life_ms
-        self._entities = Entities(store)
         self._towers = learner.model.tower_dims
-        self._touched: set[EntityId] = set()
-        self._crossed: set[EntityId] = set()
+        self._entities = Entities(store, learner.model.cross_dim)
+        self._touched: set[EntityKey] = set()
+        self._crossed: set[EntityKey] = set()
         for name, touched in ((b"tower", self._touched), (b"cross", self._crossed)):
             raw = store.get(_SPACE, name)
             if raw:
-                touched.update(msgspec.msgpack.decode(raw, type=list[tuple[Side, str]]))
+                touched.update(msgspec.msgpack.decode(raw, type=list[bytes]))
 
     @property
     def any_touched(self) -> bool:
         """Whether a version cut now would have a record."""
         return bool(self._touched or self._crossed)
 
-    def observe(self, batch: Batch, cross: F32 | None, first_sight: Sequence[bool]) -> None:
-        """Note what a step did: [B, C] activations of its prediction, and which rows were seen for
-        the first time (features and CR come from those alone)."""
-        packed = {side: PackedRows(batch.parts[side]) for side in TOWER_SIDES}
-        self._entities.open(("user", s.user_id) for s in batch.samples)
-        self._entities.open(("item", s.item_id) for s in batch.samples)
-        for b, sample in enumerate(batch.samples):
-            event_ms = newest_event_ms(sample)
-            for side in TOWER_SIDES:
-                id_: EntityId = (side, sample.user_id if side == "user" else sample.item_id)
-                entity = self._entities[id_]
-                if side in self._towers:
-                    self._touched.add(id_)
-                entity.event_ms = max(entity.event_ms, event_ms)
-                entity.produced_ms = max(entity.produced_ms, sample.produced_ms)
-                if not first_sight[b]:
-                    continue
-                if sample.event_ms >= entity.features_event_ms:
-                    entity.features_event_ms = sample.event_ms
-                    entity.features = (packed[side], b)
-                if cross is not None:
-                    entity.add_cross(cross[b], sample.event_ms, self._half_life_ms)
-                    entity.cross_event_ms = max(entity.cross_event_ms, event_ms)
-                    entity.cross_produced_ms = max(entity.cross_produced_ms, sample.produced_ms)
-                    self._crossed.add(id_)
+    def observe(self, batch: Batch, cross: F32 | None, first_sight: npt.NDArray[np.bool_]) -> None:
+        """Note what a step did: [B, C] activations of its prediction, and which rows [B] were seen
+        for the first time (features and CR come from those alone)."""
+        first = np.asarray(first_sight, bool)
+        for side in TOWER_SIDES:
+            if side not in self._towers and cross is None:
+                continue  # nothing of it would ever be published
+            ids = batch.users if side == "user" else batch.items
+            prefix = side.encode() + b":"
+            keys = [prefix + id_ for id_ in ids]
+            self._entities.observe(
+                self._entities.open(keys),
+                event_ms=batch.event_ms,
+                newest_ms=batch.newest_ms,
+                produced_ms=batch.produced_ms,
+                packed=PackedRows(batch.parts[side]),
+                first=first,
+                cross=cross,
+                half_life_ms=self._half_life_ms,
+            )
+            if side in self._towers:
+                self._touched.update(keys)
+            if cross is not None:
+                self._crossed.update(keys[b] for b in np.flatnonzero(first).tolist())
 
     def cut(self, version: int, step: int) -> Cut:
         """The records of `version` from the state as it is now, in order of kind and id; what was
@@ -111,20 +106,25 @@ class Representations:
             topic = representation_topic(representation.kind)
             cut.records.append((topic, key, value, headers))
             cut.counts[representation.kind] += 1
-        for id_ in sorted(self._touched):
-            entity = self._entities[id_]
-            if entity.produced_ms > entity.published_ms:
-                entity.published_ms = entity.produced_ms
-                kind: Kind = "user" if id_[0] == "user" else "item"
-                cut.produced_ms.setdefault(kind, []).append(entity.produced_ms)
-        for id_ in sorted(self._crossed):
-            entity = self._entities[id_]
-            if entity.cross_produced_ms > entity.cross_published_ms:
-                entity.cross_published_ms = entity.cross_produced_ms
-                cut.produced_ms.setdefault("cross", []).append(entity.cross_produced_ms)
-        self._touched.clear()
-        self._crossed.clear()
+        for side in TOWER_SIDES:
+            keys = sorted(key for key in self._touched if key.startswith(side.encode()))
+            kind: Kind = "user" if side == "user" else "item"
+            self._note_published(cut, kind, keys, "produced_ms", "published_ms")
+        crossed = sorted(self._crossed)
+        self._note_published(cut, "cross", crossed, "cross_produced_ms", "cross_published_ms")
+        self.forget_touched()
         return cut
+
+    def _note_published(
+        self, cut: Cut, kind: Kind, keys: list[EntityKey], produced: str, published: str
+    ) -> None:
+        numbers = self._entities.open(keys)
+        head = self._entities.head
+        newer = numbers[head[produced][numbers] > head[published][numbers]]
+        if newer.size:
+            head[published][newer] = head[produced][newer]
+            self._entities.mark_changed(newer)
+            cut.produced_ms[kind] = head[produced][newer].tolist()
 
     def forget_touched(self) -> None:
         """For a run that publishes nothing."""
@@ -141,42 +141,52 @@ class Representations:
                 self._store.delete(_SPACE, name)
 
     def _cut(self, version: int, step: int) -> Iterator[Representation]:
-        self._entities.open(sorted(self._touched | self._crossed))
         for side in TOWER_SIDES:
-            ids = [id_ for id_ in sorted(self._touched) if id_[0] == side]
-            ids = [id_ for id_ in ids if self._entities[id_].packed()]
-            if not ids:
+            kind: Kind = "user" if side == "user" else "item"
+            keys = sorted(key for key in self._touched if key.startswith(side.encode()))
+            numbers = self._entities.open(keys)
+            packed = [self._entities.packed(number) for number in numbers.tolist()]
+            present = [i for i, features in enumerate(packed) if features]
+            if not present:
                 continue
-            packed = [self._entities[id_].packed() for id_ in ids]
-            plan = self._learner.plan.sides[side]
-            vectors = self._learner.represent(side, unpack_rows(packed, plan))
-            for id_, vector in zip(ids, vectors, strict=True):
-                entity = self._entities[id_]
-                yield Representation(
-                    kind="user" if side == "user" else "item",
-                    id=id_[1],
-                    vector=vector,
-                    version=version,
-                    step=step,
-                    event_ms=entity.event_ms,
-                    produced_ms=entity.produced_ms,
-                )
-        yield from self._cut_cross(version, step)
+            rows = unpack_rows([packed[i] for i in present], self._learner.plan.sides[side])
+            yield from self._records(
+                kind,
+                [keys[i].partition(b":")[2] for i in present],
+                self._learner.represent(side, rows),
+                self._times(numbers[present], "event_ms", "produced_ms"),
+                (version, step),
+            )
+        crossed = sorted(self._crossed)
+        if crossed:
+            numbers = self._entities.open(crossed)
+            vectors = normalise(self._entities.cross[numbers])
+            times = self._times(numbers, "cross_event_ms", "cross_produced_ms")
+            yield from self._records("cross", crossed, vectors, times, (version, step))
 
-    def _cut_cross(self, version: int, step: int) -> Iterator[Representation]:
-        ids = sorted(self._crossed)
-        sums = [self._entities[id_].cross_sum for id_ in ids]
-        if not ids:
-            return
-        vectors = normalise(np.stack([s for s in sums if s is not None]))
-        for id_, vector in zip(ids, vectors, strict=True):
-            entity = self._entities[id_]
+    def _times(self, numbers: I64, event: str, produced: str) -> list[tuple[int, int]]:
+        """(event time, produce time) of each."""
+        head = self._entities.head
+        return list(
+            zip(head[event][numbers].tolist(), head[produced][numbers].tolist(), strict=True)
+        )
+
+    @staticmethod
+    def _records(
+        kind: Kind,
+        ids: list[bytes],
+        vectors: F32,
+        times: list[tuple[int, int]],
+        made: tuple[int, int],
+    ) -> Iterator[Representation]:
+        """`times` of the newest event in each vector; `made` = (version, step)."""
+        for id_, vector, (event_ms, produced_ms) in zip(ids, vectors, times, strict=True):
             yield Representation(
-                kind="cross",
-                id=f"{id_[0]}:{id_[1]}",
+                kind=kind,
+                id=id_.decode("utf-8", "surrogatepass"),
                 vector=vector,
-                version=version,
-                step=step,
-                event_ms=entity.cross_event_ms,
-                produced_ms=entity.cross_produced_ms,
+                version=made[0],
+                step=made[1],
+                event_ms=event_ms,
+                produced_ms=produced_ms,
             )

@@ -1,0 +1,158 @@
+"""A slot's values, as producers sent them -> keys, weights, numbers. What cannot be used counts as
+missing, and is counted."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedding_store.keys import row_keys
+from topics.sample import Sample
+from trainer.slots import ITEM_TABLE, Slot
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+RECENCY_SCALE_MS = 3_600_000.0
+"""An entry of a sequence this old weighs half of one that is new."""
+_BUCKETS_PER_OCTAVE = 2
+NO_KEYS: U64 = np.empty(0, np.uint64)
+
+
+def values(samples: Sequence[Sample], slot: Slot) -> list[Any]:
+    """The slot's value of every sample; None = missing."""
+    if slot.name == "user_id":
+        return [s.user_id for s in samples]
+    if slot.name == "item_id":
+        return [s.item_id for s in samples]
+    if slot.name == "domain":
+        return [s.domain for s in samples]
+    return [s.features.get(slot.name) for s in samples]
+
+
+def read_codes(
+    samples: Sequence[Sample],
+    values: list[Any],
+    slot: Slot,
+    lengths: I64,
+    rejected: Counter[tuple[str, str]],
+) -> tuple[U64, F32]:
+    """Keys and weights of a slot of strings; writes the keys per sample into `lengths` [B].
+
+    An empty list has 0 keys, which is not the same as missing: -1.
+    """
+    words: list[str] = []
+    weights: list[float] = []
+    lengths[:] = -1
+    for b, value in enumerate(values):
+        if value is None:
+            continue
+        if slot.type == "categorical":
+            if type(value) is not str:
+                rejected[slot.name, "expected a string"] += 1
+                continue
+            words.append(value)
+            weights.append(1.0)
+            lengths[b] = 1
+        elif slot.type == "multi":
+            if type(value) is not list or not all(type(v) is str for v in value):
+                rejected[slot.name, "expected a list of strings"] += 1
+                continue
+            newest = value[-slot.length_max :]
+            words += newest
+            weights += [1.0 / max(1, len(newest))] * len(newest)
+            lengths[b] = len(newest)
+        else:
+            entries = _read_sequence(value, slot, samples[b].event_ms, rejected)
+            if entries is None:
+                continue
+            total = sum(weight for _, weight in entries)
+            words += [item for item, _ in entries]
+            weights += [weight / total for _, weight in entries]
+            lengths[b] = len(entries)
+    table = ITEM_TABLE if slot.type == "sequence" else slot.name
+    keys = row_keys(table, words) if words else NO_KEYS
+    return keys, np.asarray(weights, np.float32)
+
+
+def _read_sequence(
+    value: Any, slot: Slot, event_ms: int, rejected: Counter[tuple[str, str]]
+) -> list[tuple[str, float]] | None:
+    """(item id, recency weight) of the newest entries, oldest first; None for no list at all.
+
+    Entries later than the impression are dropped and counted: they were not known then.
+    """
+    entries: list[tuple[int, str]] = []
+    if type(value) is not list:
+        rejected[slot.name, "expected a list of entries"] += 1
+        return None
+    for entry in value:
+        item, at = (entry.get("item_id"), entry.get("event_ms")) if type(entry) is dict else (0, 0)
+        if type(item) is not str or type(at) is not int:
+            rejected[slot.name, "expected entries with item_id and event_ms"] += 1
+        elif at > event_ms:
+            rejected[slot.name, "later than the impression"] += 1
+        else:
+            entries.append((at, item))
+    entries.sort(key=lambda e: e[0])
+    return [
+        (item, 1.0 / (1.0 + math.log2(1.0 + (event_ms - at) / RECENCY_SCALE_MS)))
+        for at, item in entries[-slot.length_max :]
+    ]
+
+
+def read_numbers(values: list[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F32:
+    """[B] signed log of each number, NaN where missing."""
+    column = np.full(len(values), np.nan, np.float64)
+    for b, value in enumerate(values):
+        if value is None:
+            continue
+        if type(value) is float or (type(value) is int and -(2**63) <= value < 2**63):
+            column[b] = value
+        else:
+            rejected[slot.name, "expected a number"] += 1
+    column[~np.isfinite(column)] = np.nan
+    logs: F32 = (np.sign(column) * np.log1p(np.abs(column))).astype(np.float32)
+    return logs
+
+
+def bucket_keys(slot: Slot, column: F32) -> tuple[U64, F32]:
+    """One key per number: its bucket on a log scale, half an octave wide."""
+    present = column[~np.isnan(column)]
+    buckets = np.floor(present / math.log(2.0) * _BUCKETS_PER_OCTAVE).astype(np.int64)
+    names, inverse = np.unique(buckets, return_inverse=True)
+    if not names.size:
+        return NO_KEYS, np.empty(0, np.float32)
+    keys = row_keys(slot.name, [f"bucket:{n}" for n in names.tolist()])
+    return keys[inverse], np.ones(present.size, np.float32)
+
+
+def read_vectors(values: list[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F32:
+    """[B, dim] vectors scaled to length <= 1, rows of NaN where missing.
+
+    Scaled, since one vector of huge numbers would otherwise throw every dense weight away.
+    """
+    dense = np.full((len(values), slot.dim), np.nan, np.float64)
+    for b, value in enumerate(values):
+        if value is None:
+            continue
+        if type(value) is not list or not set(map(type, value)) <= {int, float}:
+            rejected[slot.name, "expected a list of numbers"] += 1
+        elif len(value) != slot.dim:
+            rejected[slot.name, f"expected {slot.dim} numbers"] += 1
+        else:
+            try:
+                dense[b] = value
+            except OverflowError:
+                rejected[slot.name, "expected a list of numbers"] += 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt((dense * dense).sum(1))
+        dense /= np.maximum(norms, 1.0)[:, None]
+    dense[~np.isfinite(norms)] = np.nan
+    return dense.astype(np.float32)

@@ -1,0 +1,120 @@
+"""From a source's records to portions: decoded, hashed, cut.
+
+`Feed` does it where it is called. `feed_process` has another process do it ahead of time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from settings.config import TrainerConfig
+from topics.sample import Sample
+from trainer.batch import build_batch
+from trainer.portion import Portion
+from trainer.slots import Plan
+from trainer.source import Offsets, Source, SourceRecord
+
+POLL_SECONDS = 0.1
+REFUSED_TOLD_MAX = 10
+"""Reasons kept of the records of one portion; the count is of all."""
+
+
+class PortionSource(Protocol):
+    """Portions in the order of the log."""
+
+    @property
+    def at_end(self) -> bool:
+        """Bounded, and everything was handed out."""
+
+    def take(self, stopping: Callable[[], bool]) -> Portion | None:
+        """The next portion; None if there is none yet (it waited a moment), or at the end."""
+
+    def committed(self, offsets: Offsets) -> None:
+        """The store's commit holds everything below `offsets`."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
+class Feed:
+    """Portions of a source, made by the thread that asks for them.
+
+    By count, a portion is not handed out until it is full or the source has ended: whatever the
+    log's reader delivers when, the same records come together.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        trainer: TrainerConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source, self._plan, self._trainer, self._clock = source, plan, trainer, clock
+        self._buffer: list[SourceRecord] = []
+
+    @property
+    def at_end(self) -> bool:
+        """Bounded, and everything was handed out."""
+        return self._source.at_end and not self._buffer
+
+    def take(self, stopping: Callable[[], bool]) -> Portion | None:
+        """The next portion; raises what the source raises."""
+        records = self._records(stopping)
+        return make_portion(records, self._plan) if records else None
+
+    def committed(self, offsets: Offsets) -> None:
+        """Passed on."""
+        self._source.committed(offsets)
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+    def _records(self, stopping: Callable[[], bool]) -> list[SourceRecord]:
+        trainer, buffer, source = self._trainer, self._buffer, self._source
+        size = trainer.batch_samples_max
+        if trainer.cut_by == "count":
+            while len(buffer) < size and not source.at_end and not stopping():
+                buffer += source.poll(size - len(buffer), POLL_SECONDS)
+            if len(buffer) < size and not source.at_end:
+                return []
+        else:
+            buffer += source.poll(1, min(POLL_SECONDS, trainer.commit_every / 1000))
+            closes_at = self._clock() + trainer.batch_wait / 1000
+            while 0 < len(buffer) < size and not source.at_end:
+                left = closes_at - self._clock()
+                if left <= 0:
+                    break
+                buffer += source.poll(size - len(buffer), left)
+        records, self._buffer = buffer[:size], buffer[size:]
+        return records
+
+
+def make_portion(records: list[SourceRecord], plan: Plan) -> Portion:
+    """The portion of `records`, which are next to each other in the log."""
+    offsets: dict[str, dict[int, int]] = {}
+    samples: list[Sample] = []
+    joined: list[int] = []
+    refused: list[str] = []
+    watermark_ms = -1
+    for record in records:
+        offsets.setdefault(record.topic, {})[record.partition] = record.offset + 1
+        watermark_ms = max(watermark_ms, record.watermark_ms)
+        if record.sample is None:
+            at = f"{record.topic}[{record.partition}]@{record.offset}"
+            refused.append(f"{at}: {record.rejected}" if len(refused) < REFUSED_TOLD_MAX else at)
+        else:
+            samples.append(record.sample)
+            joined.append(record.joined_ms)
+    return Portion(
+        build_batch(samples, plan) if samples else None,
+        np.asarray(joined, np.int64),
+        offsets,
+        watermark_ms,
+        refused,
+    )
