@@ -33,11 +33,12 @@ from trainer.batch import Batch, build_batch
 from trainer.loop import Loop
 from trainer.loss import batch_loss, loss_name, targets
 from trainer.models.build import build_model
-from trainer.models.parts import Model
+from trainer.models.model import Model
 from trainer.moments import Moments
+from trainer.parts.sets import SHARED
 from trainer.slots import SIDES, plan_slots
 from trainer.source import FileSource
-from trainer.step import SHARED, row_layout
+from trainer.step import row_layout
 from trainer.tensors import BatchTensors, batch_tensors, to_device
 
 BATCH = 512
@@ -188,7 +189,7 @@ def _learn(config: Config, ready: Ready) -> tuple[float, dict[str, Tensor]]:
     started = time.perf_counter()
     for features, numbers, positive, negative, keep in ready.batches:
         rows = table.index_select(0, numbers).requires_grad_()
-        output = model(features, rows)
+        output = model(features, {SHARED: rows})
         adam.zero_grad(set_to_none=True)
         torch.autograd.backward(batch_loss(output.logits, positive, negative, keep, loss))
         grad = rows.grad

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from settings.duration import DurationMs
+from settings.models import DcnOptions, FmOptions, LrOptions, MmoeOptions, PleOptions
+from settings.section import Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
 
@@ -23,11 +25,7 @@ IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
 """Slots that every impression has by its own fields; a config neither lists nor redefines them."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class KafkaConfig(_Section):
+class KafkaConfig(Section):
     bootstrap: str = ""
     """host:port[,host:port] of a broker of your own; empty = `headwater up` starts one."""
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9.-]{0,60}$")] = "headwater"
@@ -40,7 +38,7 @@ class KafkaConfig(_Section):
     """Handed to librdkafka as they are (security.protocol, sasl.*, ssl.*)."""
 
 
-class EventsConfig(_Section):
+class EventsConfig(Section):
     future_bound: DurationMs = 86_400_000
     """An event this far ahead of its partition's running event time (or of the wall clock) is
     `undecodable`, as from the future, and does not move the watermark."""
@@ -49,12 +47,12 @@ class EventsConfig(_Section):
     in, `undecodable` keeps this many bytes."""
 
 
-class KindConfig(_Section):
+class KindConfig(Section):
     window: DurationMs = 86_400_000
     """A conversion of this kind belongs to an impression iff 0 <= t_conv - t_imp <= window."""
 
 
-class SlotConfig(_Section):
+class SlotConfig(Section):
     side: Literal["user", "item", "context"] = "context"
     """Which tower reads it: the user's, the item's, or only the mix tower (context)."""
     type: Literal["categorical", "multi", "numeric", "vector", "sequence"] = "categorical"
@@ -74,7 +72,7 @@ class SlotConfig(_Section):
         return self
 
 
-class JoinConfig(_Section):
+class JoinConfig(Section):
     policy: Literal["wait", "correct"] = "wait"
     """wait = one `final` sample per impression when its last window closes; correct = an `early`
     sample, a `correction` per kind that converts later, and a `final`."""
@@ -95,21 +93,35 @@ class JoinConfig(_Section):
     """RocksDB's memory in the join (state_backend = "rocksdb")."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     name: str = "lfm4ads"
     """One of `headwater models`."""
     embedding_dim: Annotated[int, Field(ge=1, le=512)] = 16
     """Width of the `shared` embedding set of every slot."""
     tower_dims: tuple[Annotated[int, Field(ge=1)], ...] = (64, 32)
     """Hidden widths of the user and the item tower; the last one is the width of UR and IR."""
+    first_order: bool = True
+    """A linear term of every slot's vectors beside the deep part, so that a row learns its own rate
+    from its first gradient on; the papers' nets have none."""
     cross_layers: Annotated[int, Field(ge=0, le=10)] = 2
     mix_dims: tuple[Annotated[int, Field(ge=1)], ...] = (64, 32)
     """Hidden widths of the mix tower's MLP; CR is the activation of its last hidden layer."""
     delayed_feedback: Literal["vanilla", "fnw"] = "fnw"
     """Loss over policy `correct`'s samples (models.md 7.1); policy `wait` always uses plain BCE."""
+    lr: LrOptions = LrOptions()
+    fm: FmOptions = FmOptions()
+    dcn: DcnOptions = DcnOptions()
+    mmoe: MmoeOptions = MmoeOptions()
+    ple: PleOptions = PleOptions()
+
+    @property
+    def own(self) -> Section | None:
+        """The named model's own options; None for a model without any."""
+        options: Section | None = getattr(self, self.name, None)
+        return options if isinstance(options, Section) else None
 
 
-class TrainerConfig(_Section):
+class TrainerConfig(Section):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """torch CPU threads; fixed, so that a run can be repeated bit by bit."""
@@ -129,7 +141,7 @@ class TrainerConfig(_Section):
     seed: int = 0
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     sparse: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     sparse_lr: Annotated[float, Field(gt=0, le=10)] = 0.05
     sparse_eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -138,12 +150,12 @@ class OptimizerConfig(_Section):
     dense_lr: Annotated[float, Field(gt=0, le=10)] = 0.001
 
 
-class StoreConfig(_Section):
+class StoreConfig(Section):
     cache_rows_max: Annotated[int, Field(ge=1024)] = 1_000_000
     """Rows of the hot slab; the rest live in RocksDB. Full means evict, never fail."""
 
 
-class PublishConfig(_Section):
+class PublishConfig(Section):
     every_commits: Annotated[int, Field(ge=1)] = 1
     """A version is cut every this many commits that touched an entity."""
     cross_half_life: DurationMs = 86_400_000
@@ -151,12 +163,12 @@ class PublishConfig(_Section):
     manifests_kept: Annotated[int, Field(ge=1)] = 1000
 
 
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     host: str = "127.0.0.1"
     """Where every process serves /metrics; beyond loopback only by your own choice."""
 
 
-class Config(_Section):
+class Config(Section):
     """A whole stack. Frozen; built by `settings.load.load_config`."""
 
     kafka: KafkaConfig = KafkaConfig()

@@ -19,9 +19,9 @@ from trainer.batch import build_batch
 from trainer.durable import Progress, recover_state, stage_state
 from trainer.errors import StateMismatch
 from trainer.models.build import build_model
-from trainer.models.catalogue import MODELS
+from trainer.parts.sets import SHARED
 from trainer.slots import Plan, plan_slots
-from trainer.step import SHARED, Learner, row_layout
+from trainer.step import Learner, row_layout
 
 CONFIG = make_config()
 PLAN = plan_slots(CONFIG)
@@ -85,7 +85,7 @@ def test_gradients_of_a_key_are_summed(tmp_path: Path) -> None:
 
         tensors = batch_tensors(batch, np.arange(keys.size), learner.moments, torch.device("cpu"))
         positive, negative = (torch.from_numpy(t) for t in targets(batch, "plain"))
-        logits = learner.model(tensors, table).logits
+        logits = learner.model(tensors, {SHARED: table}).logits
         batch_loss(logits, positive, negative, torch.zeros(2), "plain").backward()
         assert table.grad is not None
         summed = table.grad[torch.from_numpy(keys == key[0])].sum(0).numpy()
@@ -118,25 +118,6 @@ def test_missing_is_not_zero(tmp_path: Path) -> None:
     with _open(tmp_path) as store:
         logits = _step(_learner(store), [zero, missing])
     assert (logits[0] != logits[1]).any()
-
-
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_model_learns_and_survives_odd_batches(tmp_path: Path, name: str) -> None:
-    config = make_config(model={"name": name}, optimizer={"dense_lr": 0.01, "sparse_lr": 0.1})
-    samples = [s for s in make_samples(1500) if s.labels]
-    with _open(tmp_path, config) as store:
-        learner = _learner(store, config)
-        for start in range(0, len(samples) - 300, 60):
-            _step(learner, samples[start : start + 60])
-        held = samples[-300:]
-        click = np.asarray([s.labels["click"] for s in held], bool)
-        logits = _step(learner, held)[:, 0]
-        order = logits[click][:, None] > logits[~click][None, :]
-        assert order.mean() > 0.7
-        bare = msgspec.structs.replace(samples[0], features={})
-        negatives = [msgspec.structs.replace(s, labels={"click": 0, "buy": 0}) for s in samples]
-        for odd in ([bare], negatives[:5], samples[:1]):
-            assert np.isfinite(_step(learner, odd)).all()
 
 
 def test_save_and_recover_are_equal(tmp_path: Path) -> None:
@@ -174,8 +155,8 @@ def test_taps_see_the_layers_only_when_asked(tmp_path: Path) -> None:
     with _open(tmp_path) as store:
         learner = _learner(store)
         _step(learner, make_samples(5))
-        assert learner.model.taps is None
-        learner.model.taps = {}
+        assert learner.model.tap.seen is None
+        learner.model.tap.seen = {}
         _step(learner, make_samples(5))
-        assert {"ur", "ir", "cross", "cr"} <= learner.model.taps.keys()
-        assert not any(t.requires_grad for t in learner.model.taps.values())
+        assert {"ur", "ir", "cross", "cr"} <= learner.model.tap.seen.keys()
+        assert not any(t.requires_grad for t in learner.model.tap.seen.values())

@@ -1,6 +1,6 @@
 """The trainer's own state as records of the store (space `trainer`): safetensors and JSON.
 
-dense      weights and Adam's moments, safetensors
+dense      weights, buffers (permutations, precisions) and Adam's moments, safetensors
 rng        torch's generator
 moments    numeric slots' running moments, one after another in order of side
 progress   step, version, times, source offsets, counts (JSON)
@@ -50,7 +50,7 @@ class Progress(msgspec.Struct):
 
 def stage_state(store: EmbeddingStore, learner: Learner, progress: Progress) -> None:
     """Stage everything above for the next commit. Equal states give equal bytes."""
-    tensors = {f"weight.{name}": p.detach() for name, p in learner.model.named_parameters()}
+    tensors = {f"weight.{name}": v.detach() for name, v in learner.model.state_dict().items()}
     for name, parameter in learner.model.named_parameters():
         for moment, value in learner.adam.state.get(parameter, {}).items():
             tensors[f"adam.{moment}.{name}"] = torch.as_tensor(value)
@@ -98,8 +98,9 @@ def recover_state(store: EmbeddingStore, learner: Learner, plan: Plan, config: C
 
 def _restore_dense(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
+        for name, value in learner.model.state_dict().items():
+            value.copy_(tensors[f"weight.{name}"])
         for name, parameter in learner.model.named_parameters():
-            parameter.copy_(tensors[f"weight.{name}"])
             state = {
                 key.split(".", 2)[1]: value
                 for key, value in tensors.items()
@@ -114,8 +115,11 @@ def _restore_dense(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _shape(plan: Plan, config: Config) -> dict[str, object]:
+    model, own = config.model, config.model.own
+    shared = {"name", "embedding_dim", "first_order", "tower_dims", "cross_layers", "mix_dims"}
     return {
-        "model": config.model.model_dump(mode="json", exclude={"delayed_feedback"}),
+        "model": model.model_dump(mode="json", include=shared)
+        | {"own": None if own is None else own.model_dump(mode="json")},
         "slots": {
             slot.name: {"side": slot.side, "type": slot.type, "dim": slot.dim}
             for slot in plan.slots

@@ -20,26 +20,43 @@ from settings.config import Config
 from trainer.batch import F32, Batch, SidePart
 from trainer.errors import TrainerError
 from trainer.loss import batch_loss, loss_name, targets
-from trainer.models.build import build_model, row_dim
+from trainer.models.build import build_model, row_sets
 from trainer.moments import Moments
 from trainer.slots import SIDES, Plan, Side, plan_slots, table_of
 from trainer.tensors import batch_tensors, side_tensors, to_device
 
-SHARED = "shared"
 U16 = npt.NDArray[np.uint16]
 
 
 def row_layout(config: Config) -> RowLayout:
-    """The store's rows under `config`: one set, as wide as the model wants it."""
-    spec = SetSpec(
-        dim=row_dim(config),
-        optimizer=config.optimizer.sparse,
-        lr=config.optimizer.sparse_lr,
-        eps=config.optimizer.sparse_eps,
-        init_scale=config.optimizer.init_scale,
-    )
-    names = sorted({table_of(slot) for slot in plan_slots(config).slots})
-    return RowLayout(sets={SHARED: spec}, slots=dict.fromkeys(names, ()))
+    """The store's rows under `config`: the sets that the model wants, each with its optimizer."""
+    plan, optimizer, ftrl = plan_slots(config), config.optimizer, config.model.lr
+    wanted = row_sets(plan, config)
+    sparse = {
+        name: SetSpec(
+            dim=dim,
+            optimizer=optimizer.sparse,
+            lr=optimizer.sparse_lr,
+            eps=optimizer.sparse_eps,
+            init_scale=optimizer.init_scale,
+        )
+        for name, dim in wanted.dims.items()
+        if name not in wanted.ftrl
+    }
+    linear = {
+        name: SetSpec(
+            dim=wanted.dims[name],
+            optimizer="ftrl",
+            lr=ftrl.alpha,
+            beta=ftrl.beta,
+            l1=ftrl.l1,
+            l2=ftrl.l2,
+            init_scale=0.0,
+        )
+        for name in wanted.ftrl
+    }
+    slots = {table: wanted.of_slot(table) for table in sorted(map(table_of, plan.slots))}
+    return RowLayout(sets=sparse | linear, slots=slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +96,10 @@ class Learner:
         keys = np.concatenate([batch.parts[side].keys for side in SIDES])
         slots = self._slots_of(batch)
         lookup = self._store.lookup(keys, slots=slots, now_ms=now_ms)
-        rows = to_device(self._store.gather(lookup, SHARED), self.device).requires_grad_()
+        rows = {
+            name: to_device(self._store.gather(lookup, name), self.device).requires_grad_()
+            for name in self.model.sets.dims
+        }
         tensors = batch_tensors(batch, lookup.inverse.astype(np.int64), self.moments, self.device)
         output = self.model(tensors, rows)
         positive, negative = targets(batch, self._loss)
@@ -91,12 +111,15 @@ class Learner:
                 to_device(batch.log_keep_rate, self.device),
                 self._loss,
             )
+            for term in output.terms.values():
+                loss = loss + term
             if not torch.isfinite(loss):
                 raise TrainerError(f"the loss is not finite: loss=`{loss.item()}`")
             self.adam.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            assert rows.grad is not None
-            self._store.update(lookup, SHARED, rows.grad.cpu().numpy(), now_ms=now_ms)
+            for name, gathered in rows.items():
+                assert gathered.grad is not None
+                self._store.update(lookup, name, gathered.grad.cpu().numpy(), now_ms=now_ms)
             self.adam.step()
         for side in SIDES:
             self.moments[side].update(batch.parts[side].numeric)
@@ -109,11 +132,13 @@ class Learner:
 
     def represent(self, side: Side, part: SidePart) -> F32:
         """UR or IR [B, D] of packed features from the state as it is now; creates no row."""
-        vectors_of_keys, _ = self._store.peek(part.keys, SHARED)  # [N, D]; zeros if expired
         with torch.no_grad():
             own = np.arange(part.keys.size)
             tensors = side_tensors(part, own, self.moments[side], self.device)
-            rows = to_device(vectors_of_keys, self.device)
+            rows = {  # {set: [N, D]}; zeros if expired
+                name: to_device(self._store.peek(part.keys, name)[0], self.device)
+                for name in self.model.sets.dims
+            }
             vectors = self.model.represent(side, tensors, rows)
         return cast(F32, vectors.cpu().numpy())
 

@@ -6,22 +6,39 @@ import torch
 
 from settings.config import Config
 from trainer.models.catalogue import check_model_name
+from trainer.models.dcn import Dcn
+from trainer.models.fm import FactorisationMachine
 from trainer.models.lfm4ads import Lfm4Ads
 from trainer.models.lr import LogisticRegression
-from trainer.models.parts import Model
+from trainer.models.mmoe import Mmoe
+from trainer.models.model import Model
+from trainer.models.ple import Ple
 from trainer.models.shared_bottom import SharedBottom
+from trainer.parts.sets import RowSets
 from trainer.slots import Plan
 
-_CLASSES = {"lfm4ads": Lfm4Ads, "lr": LogisticRegression, "shared_bottom": SharedBottom}
+_CLASSES: dict[str, type[Model]] = {
+    "dcn": Dcn,
+    "fm": FactorisationMachine,
+    "lfm4ads": Lfm4Ads,
+    "lr": LogisticRegression,
+    "mmoe": Mmoe,
+    "ple": Ple,
+    "shared_bottom": SharedBottom,
+}
 
 
-def row_dim(config: Config) -> int:
-    """Width of the `shared` set that the model wants of the store's rows."""
-    return len(config.tasks) if config.model.name == "lr" else config.model.embedding_dim
+def row_sets(plan: Plan, config: Config) -> RowSets:
+    """The sets that the model wants of the store's rows."""
+    check_model_name(config.model.name)
+    return _CLASSES[config.model.name].row_sets(plan, config.model)
 
 
 def build_model(plan: Plan, config: Config) -> Model:
-    """The model on the CPU. Seeds torch's generator: the weights depend on the seed alone."""
+    """The model on the CPU. Seeds torch's generator: the weights depend on the seed alone.
+
+    Raises ConfigError for an unknown name, or options that do not fit the plan.
+    """
     check_model_name(config.model.name)
     torch.manual_seed(config.trainer.seed)
     return _CLASSES[config.model.name](plan, config.model)

@@ -7,8 +7,12 @@ import difflib
 from settings.load import ConfigError
 
 MODELS: dict[str, str] = {
+    "dcn": "DCNv2: Deep & Cross Network V2 (arXiv 2008.13535)",
+    "fm": "Factorisation Machines (Rendle, ICDM 2010)",
     "lfm4ads": "LFM4Ads: Large Foundation Model for Ads, upstream triple tower (arXiv 2508.14948)",
-    "lr": "Logistic regression on the hashed slots (McMahan et al., KDD 2013, without FTRL)",
+    "lr": "Logistic regression on the hashed slots, FTRL-proximal (McMahan et al., KDD 2013)",
+    "mmoe": "MMoE: Multi-gate Mixture-of-Experts (Ma et al., KDD 2018)",
+    "ple": "PLE: Progressive Layered Extraction (Tang et al., RecSys 2020)",
     "shared_bottom": "Shared-Bottom multi-task MLP (Caruana, Machine Learning 28, 1997)",
 }
 

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from settings.config import ModelConfig
 from trainer.encoder import attend
-from trainer.models.parts import CrossLayers, FirstOrder, Heads, Hidden, Model, Output
+from trainer.models.model import Model, Output, Rows
+from trainer.parts.head import Heads
+from trainer.parts.interaction import CrossLayers, Hidden
+from trainer.parts.sets import SHARED
 from trainer.slots import ITEM_TABLE, SIDES, Plan, Side
 from trainer.tensors import BatchTensors, SideTensors
 
@@ -24,7 +27,7 @@ class Lfm4Ads(Model):
 
     def __init__(self, plan: Plan, config: ModelConfig) -> None:
         dim = config.embedding_dim
-        super().__init__(plan, dim)
+        super().__init__(plan, config)
         self.towers = nn.ModuleDict(
             {
                 side: Hidden(len(plan.sides[side].slots) * dim, config.tower_dims, last_linear=True)
@@ -37,7 +40,6 @@ class Lfm4Ads(Model):
         self.cross = CrossLayers(wide, config.cross_layers)
         self.mix = Hidden(wide, config.mix_dims)
         self.heads = Heads(self.mix.width, plan)
-        self.first_order = FirstOrder(dim, plan)
         names = [slot.name for slot in plan.sides["item"].slots]
         self.target_at = names.index(ITEM_TABLE)
 
@@ -51,16 +53,16 @@ class Lfm4Ads(Model):
         """CR is as wide as the mix tower's last hidden layer."""
         return self.mix.width
 
-    def represent(self, side: Side, tensors: SideTensors, rows: Tensor) -> Tensor:
+    def represent(self, side: Side, tensors: SideTensors, rows: Rows) -> Tensor:
         """UR or IR [B, tower_dims[side]]."""
-        return self._climb(side, self.encode(side, tensors, rows))
+        return self._climb(side, self.slots.side(side, tensors, rows)[SHARED])
 
-    def forward(self, batch: BatchTensors, rows: Tensor) -> Output:
+    def forward(self, batch: BatchTensors, rows: Rows) -> Output:
         """Logits [B, T] and CR [B, C]."""
-        encoded = {side: self.encode(side, batch.sides[side], rows) for side in SIDES}
+        encoded = {side: self.slots.side(side, batch.sides[side], rows)[SHARED] for side in SIDES}
         target = encoded["item"][:, self.target_at]  # [B, D]
         interests = [
-            attend(sequence, target, rows)
+            attend(sequence, target, rows[SHARED])
             for side in SIDES
             for sequence in batch.sides[side].sequences
         ]
@@ -69,8 +71,9 @@ class Lfm4Ads(Model):
         x0 = self.norm(torch.cat([user, item, encoded["context"].flatten(1), *interests], 1))
         crossed = self.tap("cross", self.cross(x0))
         cr = self.tap("cr", self.mix(crossed))
-        first = self.first_order([encoded[side] for side in SIDES])
-        return Output(self.heads(cr, batch.domain) + first, cr)
+        first = self.first_order({SHARED: torch.cat([encoded[side] for side in SIDES], 1)})
+        hidden = [cr] * self.heads.linear.out_features
+        return Output(self.heads(cr, batch.domain) + first, cr, hidden)
 
     def _tower(self, side: Side) -> Hidden:
         tower = self.towers[side]
