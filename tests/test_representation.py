@@ -53,12 +53,12 @@ def test_tower_vectors_are_those_of_the_present_state(store: EmbeddingStore) -> 
     newest = list({s.user_id: s for s in samples}.values())
     after = build_batch(newest, PLAN)
     keys = np.concatenate([p.keys for p in after.parts.values()])
-    rows = torch.from_numpy(store.peek(keys, "shared")[0])
-    learner.model.taps = {}
+    rows = {"shared": torch.from_numpy(store.peek(keys, "shared")[0])}
+    learner.model.tap.seen = {}
     with torch.no_grad():
         tensors = batch_tensors(after, np.arange(keys.size), learner.moments, torch.device("cpu"))
         learner.model(tensors, rows)
-    ur = learner.model.taps["ur"].numpy()
+    ur = learner.model.tap.seen["ur"].numpy()
     for b, sample in enumerate(newest):
         vector = found["user", sample.user_id].vector
         np.testing.assert_allclose(vector, ur[b], rtol=1e-4, atol=1e-5)
