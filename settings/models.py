@@ -13,7 +13,8 @@ class LrOptions(Section):
     """FTRL-proximal (McMahan et al. 2013) on every row's weights."""
 
     alpha: Annotated[float, Field(gt=0, le=10)] = 0.1
-    beta: Annotated[float, Field(ge=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.001
+    """Far below the paper's 1: gradients are means over a batch, so a row's are that much smaller."""
     l1: Annotated[float, Field(ge=0)] = 0.0
     """Weights whose |z| stays below it are exactly zero."""
     l2: Annotated[float, Field(ge=0)] = 0.0

@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "tower_dims": (8, 4),
     "mix_dims": (8, 6),
     "cross_layers": 1,
+    "lr": {"alpha": 0.3},
     "fm": {"factor_dim": 4},
     "dcn": {"cross_layers": 1, "hidden_dims": (8, 6)},
     "mmoe": {"experts": 2, **EXPERTS},
