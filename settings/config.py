@@ -160,6 +160,9 @@ class PublishConfig(Section):
     """A version is cut every this many commits that touched an entity."""
     cross_half_life: DurationMs = 86_400_000
     """Half-life of the time decay in the per-user and per-item aggregates of CR."""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """How vectors are written (`topics.vector_encoding`): half or a quarter of the bytes for a
+    known loss; readers of this release read all three."""
     manifests_kept: Annotated[int, Field(ge=1)] = 1000
 
 

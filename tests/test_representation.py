@@ -43,7 +43,7 @@ def _decoded(records: list) -> dict:  # type: ignore[type-arg]
 
 def test_tower_vectors_are_those_of_the_present_state(store: EmbeddingStore) -> None:
     learner = Learner(PLAN, CONFIG, store)
-    representations = Representations(store, learner, HALF_LIFE_MS)
+    representations = Representations(store, learner, CONFIG.publish)
     samples = make_samples(40)
     batch = build_batch(samples, PLAN)
     result = learner.step(batch, now_ms=1)
@@ -68,7 +68,7 @@ def test_tower_vectors_are_those_of_the_present_state(store: EmbeddingStore) -> 
 
 def test_a_version_holds_the_touched_only_and_in_order(store: EmbeddingStore) -> None:
     learner = Learner(PLAN, CONFIG, store)
-    representations = Representations(store, learner, HALF_LIFE_MS)
+    representations = Representations(store, learner, CONFIG.publish)
     for samples in (make_samples(60), make_samples(60)[:2]):
         batch = build_batch(samples, PLAN)
         result = learner.step(batch, now_ms=1)
@@ -117,7 +117,7 @@ def test_cr_is_counted_once_per_impression_and_features_at_first_sight(
     store: EmbeddingStore,
 ) -> None:
     learner = Learner(PLAN, CONFIG, store)
-    representations = Representations(store, learner, HALF_LIFE_MS)
+    representations = Representations(store, learner, CONFIG.publish)
     early = next(s for s in make_samples(1, correct=True, seed=3) if s.state == "early")
     correction = msgspec.structs.replace(
         early,
@@ -148,7 +148,7 @@ def test_what_is_published_of_cr_is_normalised() -> None:
 
 def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None:
     learner = Learner(PLAN, CONFIG, store)
-    representations = Representations(store, learner, HALF_LIFE_MS)
+    representations = Representations(store, learner, CONFIG.publish)
     new, old = (
         msgspec.structs.replace(make_samples(1)[0], event_ms=START_MS + t, features={"age": age})
         for t, age in ((10, 50), (5, 20))
@@ -180,11 +180,11 @@ def test_entities_come_back_from_the_disk_as_they_were(store: EmbeddingStore) ->
 
 def test_touched_entities_survive_a_restart(store: EmbeddingStore) -> None:
     learner = Learner(PLAN, CONFIG, store)
-    representations = Representations(store, learner, HALF_LIFE_MS)
+    representations = Representations(store, learner, CONFIG.publish)
     batch = build_batch(make_samples(10), PLAN)
     result = learner.step(batch, now_ms=1)
     representations.observe(batch, result.cross, np.ones(10, bool))
     representations.stage()
-    again = Representations(store, learner, HALF_LIFE_MS)
+    again = Representations(store, learner, CONFIG.publish)
     left, right = again.cut(1, 1).records, representations.cut(1, 1).records
     assert left == right and left

@@ -72,9 +72,53 @@ def test_unknown_wire_version_says_what_to_do() -> None:
     newer = [(n, b"2" if n == "hw_schema" else c) for n, c in headers]
     with pytest.raises(WireVersionError, match=r"expected .* format 1, got hw_schema=2: upgrade"):
         decode(key, value, newer, kind="user")
-    other = [(n, b"bfloat16" if n == "hw_dtype" else c) for n, c in headers]
-    with pytest.raises(WireVersionError, match="got 'bfloat16'"):
+    other = [(n, b"float8" if n == "hw_dtype" else c) for n, c in headers]
+    with pytest.raises(WireVersionError, match="one of float32, bfloat16, int8, got 'float8'"):
         decode(key, value, other, kind="user")
+
+
+@given(_vectors)
+def test_shorter_encodings_stay_within_their_error(vector: np.ndarray) -> None:
+    finite = np.where(np.isfinite(vector), vector, 0).astype(np.float32)
+    finite = np.clip(finite, -1e30, 1e30)
+    wide = finite.astype(np.float64)
+    written = representation("u1", 3)
+    for dtype, size in (("bfloat16", 2), ("int8", 1)):
+        key, value, headers = encode(msgspec.structs.replace(written, vector=finite), dtype)
+        assert value is not None and len(value) == size * len(finite)
+        read = decode(key, value, headers, kind="user").vector
+        assert read is not None and read.dtype == np.float32
+        error = np.abs(read.astype(np.float64) - wide)
+        largest = np.abs(wide).max(initial=0.0)
+        # of subnormals, bfloat16 keeps half a step of its smallest
+        bound = 2.0**-8 * np.abs(wide) + 2.0**-134 if dtype == "bfloat16" else largest / 253 + 1e-44
+        assert (error <= bound).all()
+
+
+def test_golden_bytes_of_the_shorter_encodings() -> None:
+    one = msgspec.structs.replace(
+        representation("u1", 3), vector=np.asarray([1.0, -2.0, 0.3, 3.4e38], np.float32)
+    )
+    assert encode(one, "bfloat16")[1] == bytes.fromhex("803f00c09a3e807f")  # the last rounds to inf
+    _, value, headers = encode(
+        msgspec.structs.replace(one, vector=np.asarray([1.0, -0.5, 0.0], np.float32)), "int8"
+    )
+    assert value == bytes.fromhex("7fc000")
+    assert dict(headers)["hw_scale"] == b"0.00787401572"
+    nan = msgspec.structs.replace(one, vector=np.asarray([np.nan, np.inf], np.float32))
+    key, value, headers = encode(nan, "bfloat16")
+    read = decode(key, value, headers, kind="user").vector
+    assert read is not None and np.isnan(read[0]) and np.isinf(read[1])
+    with pytest.raises(ValueError, match="finite"):
+        encode(nan, "int8")
+
+
+@pytest.mark.parametrize("scale", [b"", b"nan", b"x", None])
+def test_a_scale_that_is_no_number_is_refused(scale: bytes | None) -> None:
+    key, value, headers = encode(representation("u1", 3), "int8")
+    wrong = [(n, scale if n == "hw_scale" else c) for n, c in headers]
+    with pytest.raises(RecordInvalid, match="hw_scale"):
+        decode(key, value, wrong, kind="user")
 
 
 @pytest.mark.parametrize("name", ["hw_schema", "hw_dim", "hw_dtype", "hw_version", "hw_event_ms"])

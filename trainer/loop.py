@@ -77,9 +77,7 @@ class Loop:
             self.plan.domains,
             window_ms=config.trainer.evaluation_window,
         )
-        self._representations = Representations(
-            store, self._learner, config.publish.cross_half_life
-        )
+        self._representations = Representations(store, self._learner, config.publish)
         self._outbox = Outbox(store)
         self._publication: Publication | None = None
         self._dirty = False

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding_store.store import EmbeddingStore
+from settings.config import PublishConfig
 from topics.names import Kind, representation_topic
 from topics.publisher import Record
 from topics.representation import Representation, encode
+from topics.vector_encoding import VectorDtype
 from trainer.batch import F32, I64, Batch
 from trainer.entities import Entities, EntityKey
 from trainer.packed import PackedRows, unpack_rows
@@ -54,10 +56,11 @@ def normalise(vectors: F32) -> F32:
 class Representations:
     """Tracks touched entities and cuts versions. Changes are durable with the next commit."""
 
-    def __init__(self, store: EmbeddingStore, learner: Learner, half_life_ms: int) -> None:
+    def __init__(self, store: EmbeddingStore, learner: Learner, publish: PublishConfig) -> None:
         self._store = store
+        self._dtype: VectorDtype = publish.dtype
         self._learner = learner
-        self._half_life_ms = half_life_ms
+        self._half_life_ms = publish.cross_half_life
         self._towers = learner.model.tower_dims
         self._entities = Entities(store, learner.model.cross_dim)
         self._touched: set[EntityKey] = set()
@@ -102,7 +105,7 @@ class Representations:
         touched is forgotten."""
         cut = Cut([], {"user": 0, "item": 0, "cross": 0, "tombstones": 0}, {})
         for representation in self._cut(version, step):
-            key, value, headers = encode(representation)
+            key, value, headers = encode(representation, self._dtype)
             topic = representation_topic(representation.kind)
             cut.records.append((topic, key, value, headers))
             cut.counts[representation.kind] += 1
