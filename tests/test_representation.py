@@ -164,7 +164,7 @@ def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None
 
 def test_entities_come_back_from_the_disk_as_they_were(store: EmbeddingStore) -> None:
     learner = Learner(PLAN, CONFIG, store)
-    representations = Representations(store, learner, HALF_LIFE_MS)
+    representations = Representations(store, learner, CONFIG.publish)
     batch = build_batch(make_samples(50), PLAN)
     result = learner.step(batch, now_ms=1)
     representations.observe(batch, result.cross, np.ones(50, bool))
