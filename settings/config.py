@@ -12,10 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from settings.duration import DurationMs
+from settings.lifetimes import AdmissionConfig, ExpiryConfig
 from settings.models import DcnOptions, FmOptions, LrOptions, MmoeOptions, PleOptions
-from settings.section import Section
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=100)]
+from settings.section import Name, Section
 
 IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
     "user_id": "user",
@@ -186,6 +185,8 @@ class Config(Section):
     trainer: TrainerConfig = TrainerConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     store: StoreConfig = StoreConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    expiry: ExpiryConfig = ExpiryConfig()
     publish: PublishConfig = PublishConfig()
     metrics: MetricsConfig = MetricsConfig()
 
@@ -196,6 +197,10 @@ class Config(Section):
         clash = sorted(set(self.slots) & set(IMPLICIT_SLOTS))
         if clash:
             raise ValueError(f"slots {clash} are every impression's own fields; remove them")
+        known = {*self.slots, *IMPLICIT_SLOTS}
+        for section, named in (("admission", self.admission.slots), ("expiry", self.expiry.slots)):
+            if unknown := sorted(set(named) - known):
+                raise ValueError(f"{section}.slots: {unknown} are no slots; known: {sorted(known)}")
         longest = max(k.window for k in self.kinds.values())
         if self.join.elapsed > longest:
             raise ValueError("join.elapsed must not exceed the longest window of kinds")
