@@ -142,7 +142,7 @@ class AdmissionFilter:
         return int((self._table[:, :, 0] != 0).sum())
 
     @property
-    def bytes(self) -> int:
+    def memory_bytes(self) -> int:
         """Memory of the table."""
         return int(self._table.nbytes)
 

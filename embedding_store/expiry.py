@@ -227,7 +227,7 @@ class Sweep:
             # Touched since it was ranked: it may not be among the last any more.
             surplus &= self._rules.rank(headers, self._now_s) <= self._over_ranks[at]
             verdict[surplus] = REASONS.index("rows_max")
-        gone = headers[verdict != _STAYS]
+        gone: Headers = headers[verdict != _STAYS]
         found = self.found
         found.examined += len(headers)
         found.rows += len(gone)

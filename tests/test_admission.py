@@ -99,7 +99,7 @@ def test_changes_are_small_and_the_table_is_rewritten_once_they_outweigh_it() ->
             else:
                 disk[name] = value
         _ask(found, {1 + (n * 97 + k) % 4_000: 1 for k in range(100)}, 1_000)
-        assert sum(map(len, disk.values())) < 2.2 * found.bytes
+        assert sum(map(len, disk.values())) < 2.2 * found.memory_bytes
     assert bases > 1
     changes = [name for name in disk if name.startswith(b"change:")]
     assert changes and len(changes) < 200
