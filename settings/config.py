@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from settings import models
 from settings.duration import DurationMs
 from settings.lifetimes import AdmissionConfig, ExpiryConfig
-from settings.models import DcnOptions, FmOptions, LrOptions, MmoeOptions, PleOptions
 from settings.section import Name, Section
 
 IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
@@ -107,11 +107,17 @@ class ModelConfig(Section):
     """Hidden widths of the mix tower's MLP; CR is the activation of its last hidden layer."""
     delayed_feedback: Literal["vanilla", "fnw"] = "fnw"
     """Loss over policy `correct`'s samples (models.md 7.1); policy `wait` always uses plain BCE."""
-    lr: LrOptions = LrOptions()
-    fm: FmOptions = FmOptions()
-    dcn: DcnOptions = DcnOptions()
-    mmoe: MmoeOptions = MmoeOptions()
-    ple: PleOptions = PleOptions()
+    lr: models.LrOptions = models.LrOptions()
+    fm: models.FmOptions = models.FmOptions()
+    dcn: models.DcnOptions = models.DcnOptions()
+    mmoe: models.MmoeOptions = models.MmoeOptions()
+    ple: models.PleOptions = models.PleOptions()
+    stem: models.StemOptions = models.StemOptions()
+    stem_al: models.StemAuxiliaryOptions = models.StemAuxiliaryOptions()
+    ame: models.AmeOptions = models.AmeOptions()
+    crocodile: models.CrocodileOptions = models.CrocodileOptions()
+    multi_embedding: models.MultiEmbeddingOptions = models.MultiEmbeddingOptions()
+    gwpfm: models.GwpfmOptions = models.GwpfmOptions()
 
     @property
     def own(self) -> Section | None:
@@ -201,6 +207,7 @@ class Config(Section):
         for section, named in (("admission", self.admission.slots), ("expiry", self.expiry.slots)):
             if unknown := sorted(set(named) - known):
                 raise ValueError(f"{section}.slots: {unknown} are no slots; known: {sorted(known)}")
+        models.check_names(self.model, tuple(self.kinds), (*IMPLICIT_SLOTS, *self.slots))
         longest = max(k.window for k in self.kinds.values())
         if self.join.elapsed > longest:
             raise ValueError("join.elapsed must not exceed the longest window of kinds")

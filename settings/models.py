@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from settings.section import Count, Section, Width, Widths
 
@@ -14,7 +16,7 @@ class LrOptions(Section):
 
     alpha: Annotated[float, Field(gt=0, le=10)] = 0.1
     beta: Annotated[float, Field(ge=0)] = 0.001
-    """Far below the paper's 1: gradients are means over a batch, so a row's are that much smaller."""
+    """Far below the paper's 1: gradients are means over a batch, so much smaller than a row's."""
     l1: Annotated[float, Field(ge=0)] = 0.0
     """Weights whose |z| stays below it are exactly zero."""
     l2: Annotated[float, Field(ge=0)] = 0.0
@@ -50,3 +52,81 @@ class PleOptions(ExpertOptions):
     shared_experts: Count = 2
     task_experts: Count = 1
     levels: Annotated[int, Field(ge=1, le=8)] = 1
+
+
+class StemOptions(ExpertOptions):
+    shared_experts: Count = 2
+    task_experts: Count = 1
+    levels: Annotated[int, Field(ge=1, le=8)] = 1
+    strict: bool = True
+    """With several levels: no gradient of another task through the shared input between levels."""
+
+
+class StemAuxiliaryOptions(ExpertOptions):
+    main: tuple[str, ...] = ()
+    """The kinds that see every expert; none named = the first kind."""
+    task_experts: Count = 1
+    detach: bool = True
+    """Whether main tasks only look at auxiliary experts, or teach them, too."""
+
+
+class AmeOptions(ExpertOptions):
+    widths: Widths = (8, 16, 32)
+    """One embedding set of each width."""
+    experts: Count = 1
+    """Experts per set."""
+
+    @field_validator("widths")
+    @classmethod
+    def _widths_differ(cls, widths: Widths) -> Widths:
+        if len(set(widths)) != len(widths):
+            raise ValueError("each width once: a set is named by its width")
+        return widths
+
+
+class CrocodileOptions(Section):
+    experts: Annotated[int, Field(ge=2, le=64)] = 3
+    """Embedding sets, each with its own expert."""
+    expert_dims: Widths = (64, 32)
+    prior_dim: Width = 8
+    """Width of the gate's own embeddings of user, item and domain."""
+    tower_dim: Width = 32
+    alpha: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the covariance loss, which is divided by N here: the paper's times the batch."""
+    covariance_rows: Annotated[int, Field(ge=0)] = 0
+    """Rows of a batch that it is computed on, from the first; 0 = all. 32 cost no quality there."""
+    covariance_rows_min: Annotated[int, Field(ge=2)] = 32
+    """Batches with fewer rows have no covariance loss."""
+
+
+class MultiEmbeddingOptions(Section):
+    interactions: Annotated[
+        tuple[Literal["dcn", "fm", "gwpfm", "ipnn", "mlp"], ...], Field(min_length=1, max_length=64)
+    ] = ("dcn", "fm", "mlp")
+    """One embedding set each."""
+    expert_dims: Widths = (64,)
+    cross_layers: Annotated[int, Field(ge=0, le=10)] = 2
+    merge: Literal["mean", "scalars", "gate"] = "mean"
+    gate_dims: Widths = ()
+    tower_dims: Widths = (32,)
+    tables: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Slot -> how many of the sets it has; a slot that is not named has all."""
+
+
+class GwpfmOptions(Section):
+    hidden_dims: Widths = (64, 32)
+
+
+def check_names(model: Any, kinds: Sequence[str], slots: Sequence[str]) -> None:
+    """Raises ValueError, with the nearest, for options that name no kind or slot of the config."""
+    for kind in model.stem_al.main:
+        _one_of("model.stem_al.main", kind, kinds)
+    for slot in model.multi_embedding.tables:
+        _one_of("model.multi_embedding.tables", slot, slots)
+
+
+def _one_of(where: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{where}: expected one of {', '.join(known)}, got {name!r}{hint}")

@@ -38,6 +38,19 @@ TINY: dict[str, Any] = {
     "dcn": {"cross_layers": 1, "hidden_dims": (8, 6)},
     "mmoe": {"experts": 2, **EXPERTS},
     "ple": {"levels": 2, **EXPERTS},
+    "stem": {"levels": 2, **EXPERTS},
+    "stem_al": EXPERTS,
+    "ame": {"widths": (3, 5), **EXPERTS},
+    "crocodile": {"experts": 2, "expert_dims": (8,), "prior_dim": 3, "tower_dim": 5},
+    "multi_embedding": {
+        "interactions": ("dcn", "fm", "gwpfm", "ipnn", "mlp"),
+        "expert_dims": (6,),
+        "cross_layers": 1,
+        "tower_dims": (5,),
+        "merge": "gate",
+        "tables": {"os": 2, "item_id": 4},
+    },
+    "gwpfm": {"hidden_dims": (6,)},
 }
 
 

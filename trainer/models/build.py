@@ -5,19 +5,31 @@ from __future__ import annotations
 import torch
 
 from settings.config import Config
+from trainer.models.ame import Ame
 from trainer.models.catalogue import check_model_name
+from trainer.models.crocodile import Crocodile
 from trainer.models.dcn import Dcn
 from trainer.models.fm import FactorisationMachine
+from trainer.models.gwpfm import Gwpfm
 from trainer.models.lfm4ads import Lfm4Ads
 from trainer.models.lr import LogisticRegression
 from trainer.models.mmoe import Mmoe
 from trainer.models.model import Model
+from trainer.models.multi_embedding import MultiEmbedding
 from trainer.models.ple import Ple
 from trainer.models.shared_bottom import SharedBottom
+from trainer.models.stem import Stem
+from trainer.models.stem_al import StemAuxiliary
 from trainer.parts.sets import RowSets
 from trainer.slots import Plan
 
 _CLASSES: dict[str, type[Model]] = {
+    "ame": Ame,
+    "crocodile": Crocodile,
+    "gwpfm": Gwpfm,
+    "multi_embedding": MultiEmbedding,
+    "stem": Stem,
+    "stem_al": StemAuxiliary,
     "dcn": Dcn,
     "fm": FactorisationMachine,
     "lfm4ads": Lfm4Ads,

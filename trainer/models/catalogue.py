@@ -7,13 +7,19 @@ import difflib
 from settings.load import ConfigError
 
 MODELS: dict[str, str] = {
+    "ame": "AME: Asymmetric Multi-Embedding (arXiv 2403.00793)",
+    "crocodile": "Crocodile: Cross-Expert Covariance Loss, multi-domain (arXiv 2405.12706)",
     "dcn": "DCNv2: Deep & Cross Network V2 (arXiv 2008.13535)",
     "fm": "Factorisation Machines (Rendle, ICDM 2010)",
+    "gwpfm": "GwPFM: Group-weighted Part-aware FM (arXiv 2403.00793)",
     "lfm4ads": "LFM4Ads: Large Foundation Model for Ads, upstream triple tower (arXiv 2508.14948)",
     "lr": "Logistic regression on the hashed slots, FTRL-proximal (McMahan et al., KDD 2013)",
     "mmoe": "MMoE: Multi-gate Mixture-of-Experts (Ma et al., KDD 2018)",
+    "multi_embedding": "Multi-Embedding with heterogeneous experts (arXiv 2310.04400, 2403.00793)",
     "ple": "PLE: Progressive Layered Extraction (Tang et al., RecSys 2020)",
     "shared_bottom": "Shared-Bottom multi-task MLP (Caruana, Machine Learning 28, 1997)",
+    "stem": "STEM-Net: Shared and Task-specific EMbeddings, AFTB (arXiv 2308.13537)",
+    "stem_al": "STEM-AL: STEM for Auxiliary Learning (arXiv 2308.13537, 2403.00793)",
 }
 
 

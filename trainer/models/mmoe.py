@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
 from settings.config import ModelConfig
-from trainer.models.model import Model, Output, Rows
-from trainer.parts.gate import Extraction
-from trainer.parts.head import Towers
-from trainer.parts.sets import SHARED
+from trainer.models.experts import ExpertModel, Level
+from trainer.parts.sets import SHARED, Vectors
 from trainer.slots import Plan
-from trainer.tensors import BatchTensors
 
 
-class Mmoe(Model):
-    """No representations: what a task mixes is its own."""
+class Mmoe(ExpertModel):
+    """One owner, `shared`; every task sees all of its experts."""
 
     def __init__(self, plan: Plan, config: ModelConfig) -> None:
-        super().__init__(plan, config)
-        options, width = config.mmoe, len(plan.slots) * config.embedding_dim
-        self.tasks = plan.tasks
-        self.experts = Extraction(
-            {SHARED: width},
-            experts={SHARED: options.experts},
-            sights={task: {SHARED: "learn"} for task in plan.tasks},
-            query_widths=dict.fromkeys(plan.tasks, width),
-            expert_dims=options.expert_dims,
-            gate_dims=options.gate_dims,
-        )
-        self.towers = Towers(self.experts.width, options.tower_dims, plan)
+        super().__init__(plan, config, config.mmoe)
 
-    def forward(self, batch: BatchTensors, rows: Rows) -> Output:
-        """Logits [B, T]."""
-        slots = self.slots(batch, rows)
-        x = slots[SHARED].flatten(1)  # [B, F, D] -> [B, F * D]
-        mixed, weights = self.experts({SHARED: x}, dict.fromkeys(self.tasks, x))
-        for task in self.tasks:
-            self.tap(f"gate:{task}", weights[task])
-        hidden = self.towers.climb([mixed[task] for task in self.tasks])
-        logits = self.towers(hidden, batch.domain) + self.first_order(slots)
-        return Output(logits, hidden=hidden)
+    def levels_of(self, plan: Plan, config: ModelConfig) -> Sequence[Level]:
+        """A single one."""
+        return [
+            Level({SHARED: config.mmoe.experts}, {task: {SHARED: "learn"} for task in plan.tasks})
+        ]
+
+    def widths(self, plan: Plan, config: ModelConfig) -> dict[str, int]:
+        """Every slot, side by side."""
+        return {SHARED: len(plan.slots) * config.embedding_dim}
+
+    def query_widths(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """Every task asks with the whole input."""
+        return dict.fromkeys(self.tasks, widths[SHARED])
+
+    def inputs(self, slots: Vectors) -> dict[str, Tensor]:
+        """[B, F, D] -> [B, F * D]"""
+        return {SHARED: slots[SHARED].flatten(1)}
+
+    def queries(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Every task asks with the whole input."""
+        return dict.fromkeys(self.tasks, inputs[SHARED])

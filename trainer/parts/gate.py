@@ -110,3 +110,20 @@ class Extraction(nn.Module):
 def _key(name: str) -> str:
     """Module names must not hold a dot; kinds may."""
     return name.replace(".", "\N{ONE DOT LEADER}")
+
+
+class ByDomain(nn.Module):
+    """A linear layer per domain: [B, in], int64 [B] -> [B, out]. Domains are few, so all of them
+    are computed and each row takes its own."""
+
+    def __init__(self, domains: int, width: int, after: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(domains, width, after).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(domains, after))
+
+    def forward(self, x: Tensor, domain: Tensor) -> Tensor:
+        """See the class."""
+        every = torch.einsum("bi,sio->bso", x, self.weight) + self.bias  # [B, S, out]
+        own = domain.view(-1, 1, 1).expand(-1, 1, every.shape[2])
+        return every.gather(1, own).squeeze(1)
