@@ -11,14 +11,13 @@ import os
 from pathlib import Path
 from typing import Final
 
-from embedding_store.commit import FIRST, CommitRecord, decode_record
+from embedding_store.commit import COMMIT_NAME, FIRST, CommitRecord, decode_record
 from embedding_store.errors import StoreCorrupt, StoreUnreadable
 from embedding_store.layout import RowLayout
 from embedding_store.rocks import ROW_PREFIX, Rocks
 from embedding_store.row import RowFormat
 
 LAYOUT_NAME: Final = b"mlayout"
-COMMIT_NAME: Final = b"mcommit"
 REACHED_FILE: Final = "store.json"
 
 

@@ -1,23 +1,33 @@
-"""The record that closes a commit: which one it is, and what the store holds as of it."""
+"""What one commit changes, and the record that closes it: the thing that decides it happened.
+
+A commit is one synced WriteBatch when small; when large, one table file (SST) that a child process
+builds and RocksDB takes in by one edit of its manifest. Either way rows, deletions, state and the
+record come together or not at all.
+"""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from embedding_store.errors import StoreCorrupt
-from embedding_store.rocks import Write
+from embedding_store.rocks import Write, row_names
 
 
 class CommitRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Written in the same batch as everything that it counts."""
+    """Written in the same batch, or the same table file, as everything that it counts."""
 
     id: int
     """1, 2, 3, ...; 0 is the empty store."""
     rows_written: int
+    """Deleted ones included."""
     state_written: int
     rows_total: int
     """Rows in the store after this commit; `verify` counts them."""
@@ -32,6 +42,29 @@ class CommitRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FIRST = CommitRecord(id=0, rows_written=0, state_written=0, rows_total=0, history="")
+COMMIT_NAME: Final = b"mcommit"
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Everything that one commit writes; rows and deletions in any order, no key twice."""
+
+    rows: NDArray[np.float32]
+    """float32[N, words]; a row's first eight bytes are its key."""
+    deleted: NDArray[np.uint64]
+    """uint64[K]: keys of rows that are to be gone."""
+    state: Sequence[Write]
+    """Sorted."""
+
+    def sorted(self) -> Changes:
+        """The same in order of key, by which it is hashed and written."""
+        order = np.argsort(row_keys_of(self.rows))
+        return Changes(self.rows[order], np.sort(self.deleted), self.state)
+
+
+def row_keys_of(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """uint64[N] of whole rows float32[N, words]."""
+    return np.ascontiguousarray(rows[:, :2]).view(np.uint64).ravel()
 
 
 def decode_record(data: bytes) -> CommitRecord:
@@ -45,18 +78,35 @@ def decode_record(data: bytes) -> CommitRecord:
         raise StoreCorrupt(f"the commit record is not one: record=`{data!r}`") from error
 
 
-def next_record(
-    last: CommitRecord, rows: Sequence[Write], state: Sequence[Write], rows_created: int
-) -> CommitRecord:
-    """The record after `last` for a batch of `rows` and `state`, both sorted."""
+def next_record(last: CommitRecord, changes: Changes, rows_total: int) -> CommitRecord:
+    """The record after `last` for `changes`, sorted, that leave `rows_total` rows."""
     digest = xxhash.xxh3_64(last.history.encode())
-    for key, value in (*rows, *state):
-        digest.update(key)
+    digest.update(b"%d:%d:" % (len(changes.rows), len(changes.deleted)))
+    digest.update(changes.rows.tobytes())
+    digest.update(changes.deleted.tobytes())
+    for key, value in changes.state:
+        digest.update(b"%d:" % len(key) + key)
         digest.update(b"-" if value is None else b"+%d:" % len(value) + value)
     return CommitRecord(
         id=last.id + 1,
-        rows_written=len(rows),
-        state_written=len(state),
-        rows_total=last.rows_total + rows_created,
+        rows_written=len(changes.rows) + len(changes.deleted),
+        state_written=len(changes.state),
+        rows_total=rows_total,
         history=digest.hexdigest(),
     )
+
+
+def writes_of(record: CommitRecord, changes: Changes) -> Iterator[Write]:
+    """The record and `changes`, sorted, as RocksDB gets them: in order of database key.
+
+    That order is m (the record), r (rows), s (state): see `rocks.py`.
+    """
+    yield COMMIT_NAME, record.encode()
+    values = changes.rows.view(f"V{4 * changes.rows.shape[1]}").ravel().tolist()
+    written = zip(row_names(row_keys_of(changes.rows)), values, strict=True)
+    if len(changes.deleted):
+        gone = ((name, None) for name in row_names(changes.deleted))
+        yield from sorted([*written, *gone], key=lambda write: write[0])
+    else:
+        yield from written
+    yield from changes.state

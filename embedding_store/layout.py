@@ -149,6 +149,19 @@ class RowLayout:
         table[[self.numbers[slot] for slot in lacking]] = False
         return table
 
+    def check_slot_numbers(self, slots: NDArray[np.uint16], keys: int) -> None:
+        """Raises StoreMisuse unless they are uint16[keys], all of them given out."""
+        if slots.shape != (keys,) or slots.dtype != np.uint16:
+            raise StoreMisuse(
+                f"slot numbers of another shape or type: expected=`uint16[{keys}]` "
+                f"came=`{slots.dtype}{list(slots.shape)}`"
+            )
+        greatest = max(self.numbers.values(), default=0)
+        if keys and slots.max() > greatest:
+            raise StoreMisuse(
+                f"no slot has this number: number=`{slots.max()}` greatest=`{greatest}`"
+            )
+
     def to_json(self) -> bytes:
         """What is stored: everything that decides the row's bytes, and nothing else."""
         return json.dumps(

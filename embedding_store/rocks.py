@@ -12,9 +12,11 @@ rocksdict raises bare `Exception` with RocksDB's status as text; this file turns
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 import rocksdict
@@ -26,7 +28,15 @@ ROW_PREFIX: Final = b"r"
 MEMTABLE_BYTES: Final = 64 << 20
 WAL_BYTES_MAX: Final = 256 << 20
 BLOOM_BITS_PER_KEY: Final = 10
+SORTED_RUNS_MAX: Final = 8
+"""Tables that each span all keys; more are merged. A look-up asks each one's filter."""
 
+READERS: Final = {"mmap": 2, "direct": 64}
+"""Threads that read one batch. Mapped files cost only time of a core; on the disk itself, queue
+depth is throughput, and RocksDB has no other source of it than threads."""
+KEYS_PER_READER_MIN: Final = {"mmap": 1024, "direct": 16}
+
+Reads = Literal["auto", "mmap", "direct"]
 T = TypeVar("T")
 Write = tuple[bytes, bytes | None]
 """(key, value), or (key, None) = delete."""
@@ -35,9 +45,17 @@ Write = tuple[bytes, bytes | None]
 class Rocks:
     """An open database. Reads and writes raise StoreCorrupt or StoreUnreadable."""
 
-    def __init__(self, directory: Path, *, statistics: bool = False) -> None:
-        """Open, creating it if absent. `statistics` counts what the filters save (costs ~5 %)."""
+    def __init__(self, directory: Path, *, statistics: bool = False, reads: Reads = "auto") -> None:
+        """Open, creating it if absent. `statistics` counts what the filters save (costs ~5 %).
+
+        `reads`: "mmap" maps the tables, fastest while they fit in memory; "direct" passes the page
+        cache by, for stores far larger than it; "auto" chooses by the size at opening.
+        """
+        self.reads = _fitting_reads(directory) if reads == "auto" else reads
+        self._readers: ThreadPoolExecutor | None = None
         self._options = _options(statistics=statistics)
+        self._options.set_allow_mmap_reads(self.reads == "mmap")
+        self._options.set_use_direct_reads(self.reads == "direct")
         # Given without column_families, RocksDB takes these options from the file that the last
         # run left, and the bloom filter does not survive that: every new key would read the disk.
         self._db: rocksdict.Rdict = _mapped(
@@ -62,22 +80,41 @@ class Rocks:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(rows float32[F, words] of the keys that exist, in order; found bool[N])."""
         order = np.argsort(keys)
-        values = self.get_many(row_names(keys[order]))
-        found = np.empty(len(keys), np.bool_)
-        found[order] = np.fromiter((v is not None for v in values), np.bool_, len(keys))
-        there = [value for value in values if value is not None]
-        joined = b"".join(there)
-        expected = keys[order][found[order]]
-        if len(joined) != 4 * words * len(there):
-            raise StoreCorrupt(f"rows of a wrong size: bytes=`{len(joined)}` rows=`{len(there)}`")
-        in_key_order = np.frombuffer(joined, np.float32).reshape(len(there), words)
-        named = in_key_order[:, :2].copy().view(np.uint64).ravel()
+        in_order = keys[order]
+        values = self._get_spread(row_names(in_order))
+        if None in values:
+            found_in_order = np.fromiter((v is not None for v in values), np.bool_, len(values))
+            values = [value for value in values if value is not None]
+        else:
+            found_in_order = np.ones(len(keys), np.bool_)
+        joined = b"".join(cast("list[bytes]", values))
+        expected = in_order[found_in_order]
+        if len(joined) != 4 * words * len(values):
+            raise StoreCorrupt(f"rows of a wrong size: bytes=`{len(joined)}` rows=`{len(values)}`")
+        read = np.frombuffer(joined, np.float32).reshape(len(values), words)
+        named = read[:, :2].copy().view(np.uint64).ravel()
         if not np.array_equal(named, expected):
             wrong = int(expected[np.flatnonzero(named != expected)[0]])
             raise StoreCorrupt(f"a row names another key than its own: key=`{wrong:#018x}`")
-        rows = np.empty_like(in_key_order)
-        rows[np.argsort(keys[found])] = in_key_order
+        found = np.empty(len(keys), np.bool_)
+        found[order] = found_in_order
+        rows = np.empty_like(read)
+        rows[(np.cumsum(found) - 1)[order[found_in_order]]] = read
         return rows, found
+
+    def _get_spread(self, names: list[bytes]) -> list[bytes | None]:
+        """`get_many` of sorted `names` by several threads; RocksDB reads without Python's lock."""
+        threads = min(READERS[self.reads], len(names) // KEYS_PER_READER_MIN[self.reads])
+        if threads < 2:
+            return self.get_many(names)
+        if self._readers is None:
+            self._readers = ThreadPoolExecutor(READERS[self.reads], thread_name_prefix="store-read")
+        share = -(-len(names) // threads)
+        parts = [names[first : first + share] for first in range(0, len(names), share)]
+        values: list[bytes | None] = []
+        for part in self._readers.map(self.get_many, parts):
+            values += part
+        return values
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) in order of key, as of the call. Verifies every block's checksum."""
@@ -102,6 +139,18 @@ class Rocks:
                 batch.put(key, value)
         _mapped("write", lambda: self._db.write(batch, self._synced))
 
+    def ingest(self, table: Path) -> None:
+        """Take in a table from `write_table`, all of it or nothing, newer than all that is here.
+
+        Returns when RocksDB's list of tables names it durably; `table` is moved. The memtable is
+        flushed before, since that lets go of Python's lock and the taking-in does not.
+        """
+        if int(self.property("rocksdb.num-entries-active-mem-table") or "1"):
+            self.flush()
+        taking = rocksdict.IngestExternalFileOptions()
+        taking.set_move_files(True)
+        _mapped("ingest", lambda: self._db.ingest_external_file([str(table)], taking))
+
     def checkpoint(self, target: Path) -> None:
         """A copy by hard links in `target`, which must not exist; holds every finished write."""
         _mapped(
@@ -122,7 +171,35 @@ class Rocks:
 
     def close(self) -> None:
         """Writes the memtable to a table file first, so the next opening replays no log."""
+        if self._readers is not None:
+            self._readers.shutdown()
         _mapped("close", self._db.close)
+
+
+def write_table(file: Path, writes: Iterable[Write]) -> int:
+    """A table file of `writes`, sorted by key, ready for `ingest`; its bytes. Synced.
+
+    RocksDB drops it from the page cache when it closes it, so it is asked for again: its rows are
+    the likeliest to be read.
+    """
+    writer = rocksdict.SstFileWriter(_options(statistics=False))
+
+    def write() -> None:
+        writer.open(str(file))
+        for key, value in writes:
+            if value is None:
+                del writer[key]
+            else:
+                writer[key] = value
+        writer.finish()
+
+    _mapped(f"build a table path=`{file}`", write)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
+    return file.stat().st_size
 
 
 def row_names(keys: NDArray[np.uint64]) -> list[bytes]:
@@ -132,6 +209,13 @@ def row_names(keys: NDArray[np.uint64]) -> list[bytes]:
     names[:, 1:] = keys.astype(">u8").view(np.uint8).reshape(-1, 8)
     listed: list[bytes] = names.view("V9").ravel().tolist()  # not S9: that strips zero bytes
     return listed
+
+
+def _fitting_reads(directory: Path) -> Literal["mmap", "direct"]:
+    """Mapped, unless the tables would not fit in half of this machine's memory."""
+    tables = sum(file.stat().st_size for file in directory.glob("*.sst"))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return "mmap" if tables < memory / 2 else "direct"
 
 
 def _options(*, statistics: bool) -> rocksdict.Options:
@@ -146,6 +230,15 @@ def _options(*, statistics: bool) -> rocksdict.Options:
     options.set_write_buffer_size(MEMTABLE_BYTES)
     options.set_max_total_wal_size(WAL_BYTES_MAX)
     options.set_max_background_jobs(2)
+    environment = rocksdict.Env()  # compaction takes the time that training leaves (nice 19)
+    environment.lower_thread_pool_cpu_priority()
+    options.set_env(environment)
+    # Every commit is a run over all keys. Levels would rewrite the largest one for every few of
+    # them; merging runs of like size writes each row 3-4 times, whatever the store's size.
+    options.set_compaction_style(rocksdict.DBCompactionStyle.universal())
+    options.set_level_zero_file_num_compaction_trigger(SORTED_RUNS_MAX)
+    options.set_level_zero_slowdown_writes_trigger(8 * SORTED_RUNS_MAX)
+    options.set_level_zero_stop_writes_trigger(16 * SORTED_RUNS_MAX)
     options.set_paranoid_checks(True)
     # A torn last record is what a crash leaves. Any other damage to the log must refuse to open
     # instead of dropping commits that were acknowledged, as RocksDB's default would.

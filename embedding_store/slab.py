@@ -39,6 +39,10 @@ BATCH_BITS: Final = 0x1FFF
 OWN_BITS: Final = 0xFFFF0000
 AHEAD: Final = 16
 LINE_WORDS: Final = 16
+CHANGED: Final = 1
+"""A row's mark: it differs from the disk and from what the commit under way writes."""
+PENDING: Final = 2
+"""A row's mark: the commit under way writes it, so until then the disk has not got it."""
 NO_COUNTS: Final[NDArray[np.int32]] = np.empty(0, np.int32)
 """For `update`: leave the headers alone."""
 
@@ -56,6 +60,8 @@ class Slab:
         # Every dirty row is in here at least once; also slots that were dirty and then evicted.
         self._dirty: NDArray[np.int32] = np.empty(capacity + capacity // 4 + 1024, np.int32)
         self._dirty_many = 0
+        # Rows of the commit under way: beside the rows, for only eviction asks.
+        self._pending: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self._pinned: list[NDArray[np.int64]] = []  # slots of the two newest batches
         self._free: list[int] = []  # below `used`, given up by `drop`
         self._hand = 0
@@ -82,8 +88,8 @@ class Slab:
 
     def make_room(
         self, rows: int, batch: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint64], int]:
-        """`rows` empty slots; (slots, dirty rows that had to go, their keys, evicted in all)."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], int]:
+        """(`rows` empty slots, rows that had to go and are not on disk, their marks, evicted)."""
         reused = min(rows, len(self._free))
         fresh = reused + min(rows - reused, self.capacity - self.used)
         slots = np.empty(rows, np.int64)
@@ -101,8 +107,11 @@ class Slab:
                 self._hand, _ = _clock(self._header, stamp, self._hand, victims[found:])
         keys = self.keys(victims)
         self._index.delete(keys)
-        spilled = self._header[victims, FLAGS_WORD] & np.uint32(DIRTY_BIT) != 0
-        return slots, self.rows(victims[spilled]), keys[spilled], len(victims)
+        changed = self._header[victims, FLAGS_WORD] & np.uint32(DIRTY_BIT) != 0
+        marks = np.where(changed, np.uint8(CHANGED), self._pending[victims])
+        self._pending[victims] = 0
+        kept = marks != 0
+        return slots, self.rows(victims[kept]), marks[kept], len(victims)
 
     def _stamp_old(self, stamp: np.uint32, given: NDArray[np.int64]) -> None:
         """Unpin every row that is neither of the two newest batches nor `given` just now."""
@@ -119,15 +128,16 @@ class Slab:
         keys: NDArray[np.uint64],
         slots: NDArray[np.int64],
         rows: NDArray[np.float32],
-        dirty: NDArray[np.bool_],
+        marks: NDArray[np.uint8],
         batch: int,
     ) -> None:
-        """Put `rows` into `slots` from `make_room`; `dirty` = differs from what is on disk."""
+        """Put `rows` into `slots` from `make_room`; `marks` CHANGED, PENDING or 0 = as on disk."""
         self._words[slots] = rows
         own = np.uint32(REFERENCE | (batch & BATCH_BITS) << BATCH_SHIFT)
         self._header[slots, FLAGS_WORD] |= own
         self._index.assign(keys, slots)
-        self._mark(slots[dirty], NO_COUNTS, 0)
+        self._mark(slots[marks == CHANGED], NO_COUNTS, 0)
+        self._pending[slots[marks == PENDING]] = PENDING
 
     def drop(self, keys: NDArray[np.uint64]) -> None:
         """Forget rows for good, changed or not; keys that are not here are passed over.
@@ -138,6 +148,7 @@ class Slab:
         slots = slots[slots >= 0]
         self._index.delete(keys)
         self._header[slots] = 0
+        self._pending[slots] = 0
         self._free.extend(slots.tolist())
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -215,11 +226,24 @@ class Slab:
         self._dirty_many = _compact(self._header, self._dirty, self._dirty_many)
         return self._dirty[: self._dirty_many].astype(np.int64)
 
-    def committed(self) -> None:
-        """What is here is on disk now (or in the hands of whoever writes it there)."""
-        slots = self._dirty[: self._dirty_many]
+    def unsaved_slots(self) -> NDArray[np.int64]:
+        """Slots int64[N] of every row that is changed or pending."""
+        return np.union1d(self.dirty_slots(), np.flatnonzero(self._pending[: self.used]))
+
+    def take(self, slots: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Copy whole rows to `out` float32[N, words], as they go to disk."""
+        np.take(self._words, slots, axis=0, out=out, mode="clip")
+        out.view(np.uint32)[:, FLAGS_WORD] &= np.uint32(SLOT_BITS)
+
+    def commit_begins(self, slots: NDArray[np.int64]) -> None:
+        """`slots`, all that differ from the disk, are pending from here on."""
         self._header[slots, FLAGS_WORD] &= np.uint32(0xFFFFFFFF ^ DIRTY_BIT)
         self._dirty_many = 0
+        self._pending[slots] = PENDING
+
+    def committed(self) -> None:
+        """What was pending is on disk now."""
+        self._pending[: self.used] = 0
 
     def _mark(self, slots: NDArray[np.int64], counts: NDArray[np.int32], now_s: int) -> None:
         self._room_for_dirty(len(slots))

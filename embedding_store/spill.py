@@ -1,7 +1,8 @@
 """Changed rows that had to leave the slab before their commit: RAM only, still looked up.
 
 Nothing uncommitted may reach RocksDB, and a full slab must not fail; so victims wait here. Bounded
-by what one commit interval changes; emptied by every commit.
+by what one commit interval changes; emptied by every commit. A deleted row leaves a tombstone here,
+which hides the row on disk until the commit that deletes it there.
 """
 
 from __future__ import annotations
@@ -24,56 +25,81 @@ class Spill:
     def _start(self) -> None:
         self._rows: NDArray[np.float32] = np.empty((ROWS_AT_FIRST, self._words), np.float32)
         self._keys: NDArray[np.uint64] = np.zeros(ROWS_AT_FIRST, np.uint64)  # 0 = taken back
+        self._gone: NDArray[np.bool_] = np.zeros(ROWS_AT_FIRST, np.bool_)
         self._index = Index(ROWS_AT_FIRST)
         self._used = 0
         self._live = 0
 
     def __len__(self) -> int:
+        """Rows and tombstones."""
         return self._live
 
     def add(self, keys: NDArray[np.uint64], rows: NDArray[np.float32]) -> None:
         """`keys` must not be here already."""
-        end = self._used + len(keys)
-        if end > len(self._keys):
-            self._grow(len(keys))
-            end = self._used + len(keys)
-        positions = np.arange(self._used, end)
+        positions = self._claim(keys)
         self._rows[positions] = rows
+
+    def add_tombstones(self, keys: NDArray[np.uint64]) -> None:
+        """`keys` must not be here already."""
+        self._gone[self._claim(keys)] = True
+
+    def _claim(self, keys: NDArray[np.uint64]) -> slice:
+        if self._used + len(keys) > len(self._keys):
+            self._grow(len(keys))
+        start, self._used = self._used, self._used + len(keys)
+        positions = slice(start, self._used)
         self._keys[positions] = keys
-        self._index.assign(keys, positions)
-        self._used = end
+        self._gone[positions] = False
+        self._index.assign(keys, np.arange(start, self._used))
         self._live += len(keys)
+        return positions
 
     def _grow(self, incoming: int) -> None:
         """Room for `incoming` more; closes the gaps of rows that were taken back."""
-        keys, rows = self.all()
-        room = max(ROWS_AT_FIRST, 2 * (len(keys) + incoming))
-        self._rows = np.empty((room, self._words), np.float32)
-        self._keys = np.zeros(room, np.uint64)
+        live = np.flatnonzero(self._keys[: self._used])
+        room = max(ROWS_AT_FIRST, 2 * (len(live) + incoming))
+        rows = np.empty((room, self._words), np.float32)
+        keys, gone = np.zeros(room, np.uint64), np.zeros(room, np.bool_)
+        np.take(self._rows, live, axis=0, out=rows[: len(live)], mode="clip")
+        keys[: len(live)], gone[: len(live)] = self._keys[live], self._gone[live]
+        self._rows, self._keys, self._gone = rows, keys, gone
         self._index = Index(room)
-        self._rows[: len(keys)] = rows
-        self._keys[: len(keys)] = keys
-        self._index.assign(keys, np.arange(len(keys)))
-        self._used = len(keys)
+        self._index.assign(keys[: len(live)], np.arange(len(live)))
+        self._used = len(live)
 
-    def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(rows float32[F, words] of the keys that are here, in order; found bool[N])."""
-        positions = self._index.find(keys)
-        found = positions >= 0
-        return self._rows[positions[found]], found
+    def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Positions int64[N] of rows and tombstones, -1 where there is neither."""
+        return self._index.find(keys)
+
+    def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(rows float32[N, words], whether it is a tombstone bool[N]: then the row is void)."""
+        return self._rows[positions], self._gone[positions]
 
     def remove(self, keys: NDArray[np.uint64]) -> None:
-        """Drop `keys`, all of which must be here: they are back in the slab."""
+        """Drop `keys`, all of which must be here: they are back in the slab, or deleted."""
         self._keys[self._index.find(keys)] = 0
         self._index.delete(keys)
         self._live -= len(keys)
 
-    def all(self) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-        """Copies of every (key [N], row float32[N, words])."""
-        live = np.flatnonzero(self._keys[: self._used])
-        return self._keys[live], self._rows[live]
+    def rows_live(self) -> NDArray[np.int64]:
+        """Positions of the rows."""
+        return np.flatnonzero((self._keys[: self._used] != 0) & ~self._gone[: self._used])
 
-    def committed(self) -> None:
-        """What was here is on disk now."""
-        if self._used:
+    def take(self, positions: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+        """Copy the rows at `positions` to `out` float32[N, words]."""
+        np.take(self._rows, positions, axis=0, out=out, mode="clip")
+
+    def tombstones(self) -> NDArray[np.uint64]:
+        """Keys."""
+        gone = (self._keys[: self._used] != 0) & self._gone[: self._used]
+        keys: NDArray[np.uint64] = self._keys[: self._used][gone]
+        return keys
+
+    def clear(self) -> None:
+        """What was here is on disk now. The memory is kept: the next interval needs as much."""
+        if 8 * self._used < len(self._keys):  # one unusual interval must not cost it for ever
             self._start()
+        elif self._used:
+            self._keys[: self._used] = 0
+            self._index.clear()
+            self._used = self._live = 0

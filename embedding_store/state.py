@@ -21,13 +21,16 @@ class StagedState:
     def __init__(self, rocks: Rocks) -> None:
         self._rocks = rocks
         self._staged: dict[bytes, bytes | None] = {}
+        self._pending: dict[bytes, bytes | None] = {}
+        """Of the commit under way; a staged change hides it."""
 
     def get_many(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of `keys`, None where absent."""
         names = [_name(space, key) for key in keys]
-        on_disk = sorted({name for name in names if name not in self._staged})
+        changed = (self._pending | self._staged) if self._pending else self._staged
+        on_disk = sorted({name for name in names if name not in changed})
         known = dict(zip(on_disk, self._rocks.get_many(on_disk), strict=True)) if on_disk else {}
-        return [self._staged[n] if n in self._staged else known[n] for n in names]
+        return [changed[n] if n in changed else known[n] for n in names]
 
     def put(self, space: str, key: bytes, value: bytes) -> None:
         self._staged[_name(space, key)] = bytes(value)
@@ -39,7 +42,8 @@ class StagedState:
     def scan(self, space: str) -> Iterator[tuple[bytes, bytes]]:
         """(key, value) in order of key, staged changes included, as of the call."""
         prefix = _name(space, b"")
-        staged = {n: v for n, v in self._staged.items() if n.startswith(prefix)}
+        overlaid = self._pending | self._staged
+        staged = {n: v for n, v in overlaid.items() if n.startswith(prefix)}
         pending = iter(sorted(staged))
         upcoming = next(pending, None)
         for name, value in self._rocks.scan(prefix):
@@ -59,19 +63,20 @@ class StagedState:
 
     def spaces(self) -> list[str]:
         """Names of all spaces with a record, sorted."""
-        names = {name for name, value in self._staged.items() if value is not None}
-        names |= {
-            n for n, _ in self._rocks.scan(STATE_PREFIX) if self._staged.get(n, b"") is not None
-        }
+        changed = self._pending | self._staged
+        names = {name for name, value in changed.items() if value is not None}
+        names |= {n for n, _ in self._rocks.scan(STATE_PREFIX) if changed.get(n, b"") is not None}
         return sorted({name[1 : name.index(b"\0")].decode() for name in names})
 
-    def writes(self) -> list[Write]:
-        """What the next commit has to write, sorted."""
-        return sorted(self._staged.items())
+    def commit_begins(self) -> list[Write]:
+        """What the commit that begins has to write, sorted; later changes belong to the next."""
+        assert not self._pending, "two commits under way"
+        self._pending, self._staged = self._staged, {}
+        return sorted(self._pending.items())
 
     def committed(self) -> None:
-        """The staged changes are on disk now."""
-        self._staged.clear()
+        """The pending changes are on disk now."""
+        self._pending = {}
 
     def __len__(self) -> int:
         return len(self._staged)

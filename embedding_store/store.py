@@ -1,9 +1,10 @@
 """The embedding store: rows by key, fast while hot, durable as of one commit.
 
-A row is in exactly one of three places that count: the slab (hot), the spill (changed, evicted,
+A row is in exactly one of three places that count: the slab (hot), a spill (changed, evicted,
 waiting for its commit) or RocksDB (as of the last commit). Nothing uncommitted reaches RocksDB;
-`commit` writes changed rows, staged state and the commit record in one synced batch. After a crash
-the store is exactly what the last commit made it.
+`commit` writes changed rows, deletions, staged state and the commit record as one: a synced batch,
+or, when there is much of it, a table file that a child process builds while training goes on. After
+a crash the store is exactly what the last commit made it.
 
 Given the same calls with the same arguments, every byte of every row and record is the same: new
 rows are drawn from their key, times come from the caller, sums have a fixed order, and eviction
@@ -16,22 +17,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from embedding_store.audit import (
-    COMMIT_NAME,
     known_or_new,
     sync_directory,
     verify_rows,
     write_reached,
 )
-from embedding_store.commit import CommitRecord, next_record
+from embedding_store.commit import CommitRecord
 from embedding_store.errors import (
     CacheTooSmall,
     StoreError,
@@ -43,43 +42,26 @@ from embedding_store.errors import (
 from embedding_store.keys import RESERVED_KEY
 from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
-from embedding_store.rocks import Rocks
+from embedding_store.pending import Commits, PendingCommit
+from embedding_store.rocks import Reads, Rocks
 from embedding_store.row import Header, RowFormat, SetPlace, seconds, state_field
 from embedding_store.slab import NO_COUNTS
 from embedding_store.state import StagedState
+from embedding_store.stats import StoreStats
 from embedding_store.tiers import Admission, Lookup, Tiers
 
-__all__ = ["Admission", "EmbeddingStore", "Lookup", "Row", "StoreStats"]
+__all__ = ["Admission", "EmbeddingStore", "Lookup", "PendingCommit", "Row", "StoreStats"]
 
 DATABASE: Final = "rocks"
+BUILDING: Final = "building"
+TABLE_ROWS_MIN: Final = 8192
+"""Commits of fewer rows go through RocksDB's log: many small tables would only make work for
+compaction, and so few rows hold training up for less than a child's answer takes."""
+
+T = TypeVar("T")
 
 Row = tuple[int, Header, dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]
 """(key, header, {set: (vector float32[D], optimizer state float32[S])})"""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreStats:
-    """Counts since opening, unless said otherwise. Of one moment between two calls."""
-
-    rows_total: int
-    """In the store now, rows not yet committed included."""
-    rows_hot: int
-    rows_spilled: int
-    rows_dirty: int
-    cache_rows_max: int
-    row_bytes: int
-    commit_id: int
-    lookups_hot: int
-    """Distinct keys per batch that were in the slab; likewise below."""
-    lookups_spilled: int
-    lookups_cold: int
-    rows_created: int
-    rows_refused: int
-    """Keys without a row that admission gave none."""
-    rows_evicted: int
-    gradients_not_finite: int
-    """Row updates left out since a gradient was NaN or infinite."""
-    rows_committed: int
 
 
 class EmbeddingStore:
@@ -95,16 +77,24 @@ class EmbeddingStore:
         record: CommitRecord,
         cache_rows_max: int,
         admission: Admission | None,
+        table_rows_min: int,
     ) -> None:
         self.path = path
         self.layout = form.layout
-        self._lock, self._rocks, self._form, self._record = lock, rocks, form, record
+        self._lock, self._rocks, self._form = lock, rocks, form
         self._tiers = Tiers(form, rocks, cache_rows_max, admission)
         self._state = StagedState(rocks)
+        self._commits = Commits(
+            rocks,
+            self._tiers,
+            self._state,
+            record,
+            directory=path / BUILDING,
+            table_rows_min=table_rows_min,
+        )
         self._poison: str | None = None
         self._closed = False
         self._gradients_not_finite = 0
-        self._rows_committed = 0
 
     @staticmethod
     def open(
@@ -114,13 +104,17 @@ class EmbeddingStore:
         cache_rows_max: int,
         owner: str,
         admission: Admission | None = None,
+        reads: Reads = "auto",
+        table_rows_min: int = TABLE_ROWS_MIN,
     ) -> EmbeddingStore:
         """Open, or create, the store in directory `path` as its only writer.
 
         Slots that `layout` names for the first time get their numbers here, for good; `layout` of
         the store has them all. `owner` is what a refused second opener is told; without an
-        `admission` every key gets a row. Raises StoreLocked, LayoutMismatch,
-        StoreCorrupt, StoreUnreadable, or CacheTooSmall for fewer than two rows.
+        `admission` every key gets a row. `reads` says how cold rows are read (`Rocks`), commits of
+        fewer than `table_rows_min` rows go through the log: neither changes a byte of any result.
+        Raises StoreLocked, LayoutMismatch, StoreCorrupt, StoreUnreadable, or CacheTooSmall for
+        fewer than two rows.
         """
         if cache_rows_max < 2:
             raise CacheTooSmall(1, cache_rows_max)
@@ -131,7 +125,7 @@ class EmbeddingStore:
             raise StoreUnreadable(f"cannot create the store's directory: path=`{path}`") from error
         lock = OwnerLock(path, owner)
         try:
-            rocks = Rocks(path / DATABASE)
+            rocks = Rocks(path / DATABASE, reads=reads)
         except StoreLocked:
             lock.release()
             raise StoreLocked(path, "another program, by RocksDB's LOCK file", -1) from None
@@ -148,6 +142,7 @@ class EmbeddingStore:
                 record=record,
                 cache_rows_max=cache_rows_max,
                 admission=admission,
+                table_rows_min=table_rows_min,
             )
         except BaseException:
             rocks.close()
@@ -173,8 +168,24 @@ class EmbeddingStore:
         """
         self._refuse_if_unusable()
         if slots is not None:
-            self._check_slots(slots, len(keys))
+            self.layout.check_slot_numbers(slots, len(keys))
         return self._tiers.lookup(_checked(keys), slots, seconds(now_ms))
+
+    def prefetch(self, keys: NDArray[np.uint64]) -> None:
+        """Start to read the cold rows among uint64[N] `keys`, which a coming `lookup` will want.
+
+        Only saves that look-up the wait: no result depends on it. Two batches ahead at most.
+        """
+        self._refuse_if_unusable()
+        self._tiers.prefetch(_checked(keys))
+
+    def remove(self, keys: NDArray[np.uint64]) -> int:
+        """Delete the rows of uint64[N] `keys`; how many there were. Durable after `commit`.
+
+        A later look-up creates them anew. Look-ups made before this must not be used any more.
+        """
+        self._refuse_if_unusable()
+        return self._tiers.delete(np.unique(_checked(keys)))
 
     def gather(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
         """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`.
@@ -296,26 +307,31 @@ class EmbeddingStore:
     @property
     def commit_id(self) -> int:
         """Of the newest commit on disk; 0 = none yet."""
-        return self._record.id
+        return self._commits.newest.id
 
     def commit(self) -> int:
         """Write changed rows, staged state and the record of it as one; returns its id after fsync.
 
         Any failure poisons the store (StorePoisoned, now and from now on).
         """
+        return self.commit_begin().wait()
+
+    def commit_begin(self) -> PendingCommit:
+        """Take what a commit has to write; call `wait` before the next one, and go on meanwhile.
+
+        A row or record that changes from here on belongs to the next commit; all are looked up as
+        ever. Durable when `wait` returns, and not before; a failure poisons the store. A small
+        commit is written before this returns.
+        """
         self._refuse_if_unusable()
-        rows, state = self._tiers.changed_rows(), self._state.writes()
-        record = next_record(self._record, rows, state, self._tiers.created_since_commit)
+        self._commits.refuse_second()
+        written = self._or_poison(self._commits.begin)
+        return PendingCommit(self.commit_id + 1, self._settle, written)
 
-        def write() -> None:
-            self._rocks.write([(COMMIT_NAME, record.encode()), *rows, *state])
-            self._tiers.committed()
-            self._state.committed()
-            self._rows_committed += len(rows)
-            self._record = record
-
-        self._or_poison(write)
-        return record.id
+    def _settle(self) -> int:
+        """Wait for the commit under way, if any; the newest commit's id."""
+        self._refuse_if_unusable()
+        return self._or_poison(self._commits.settle)
 
     def checkpoint(self, target: Path) -> None:
         """A copy of the last commit in directory `target`, which must not exist, by hard links.
@@ -333,7 +349,7 @@ class EmbeddingStore:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
             self._rocks.checkpoint(building / DATABASE)
-            write_reached(building, self._record)
+            write_reached(building, self._commits.newest)
             building.rename(target)
             sync_directory(target.parent)
 
@@ -345,19 +361,19 @@ class EmbeddingStore:
         Checks RocksDB's block checksums, the commit record's, each row's size and key, and that
         there are as many rows as the last commit counted. Raises StoreCorrupt at the first fault.
         """
-        self._refuse_if_unusable()
+        self._settle()  # rows are counted against the record that names them
         return verify_rows(self._rocks, self._form)
 
     def stats(self) -> StoreStats:
         slab, spill, counts = self._tiers.slab, self._tiers.spill, self._tiers.counts
         return StoreStats(
-            rows_total=self._record.rows_total + self._tiers.created_since_commit,
+            rows_total=self._commits.rows_total,
             rows_hot=len(slab),
-            rows_spilled=len(spill),
-            rows_dirty=len(slab.dirty_slots()) + len(spill),
+            rows_spilled=len(spill) + len(self._tiers.waiting),
+            rows_dirty=self._tiers.rows_unsaved,
             cache_rows_max=slab.capacity,
             row_bytes=self._form.bytes,
-            commit_id=self._record.id,
+            commit_id=self._commits.newest.id,
             lookups_hot=counts.hot,
             lookups_spilled=counts.spilled,
             lookups_cold=counts.cold,
@@ -365,17 +381,23 @@ class EmbeddingStore:
             rows_refused=counts.refused,
             rows_evicted=counts.evicted,
             gradients_not_finite=self._gradients_not_finite,
-            rows_committed=self._rows_committed,
+            rows_committed=self._commits.rows_written,
+            table_bytes=self._commits.table_bytes,
         )
 
     def close(self) -> None:
-        """Let go of the files and the lock; what was not committed is gone. Idempotent."""
+        """Let go of the files and the lock; what was not committed is gone. Idempotent.
+
+        A commit under way is waited for, as nobody can call it back.
+        """
         if self._closed:
             return
         self._closed = True
         try:
+            self._tiers.prefetched.close()
+            self._commits.close()
             self._rocks.close()
-            write_reached(self.path, self._record)
+            write_reached(self.path, self._commits.newest)
         except StoreError:
             if self._poison is None:
                 raise  # a poisoned store said so already, and RocksDB repeats it here
@@ -388,21 +410,9 @@ class EmbeddingStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_slots(self, slots: NDArray[np.uint16], keys: int) -> None:
-        if slots.shape != (keys,) or slots.dtype != np.uint16:
-            raise StoreMisuse(
-                f"slot numbers of another shape or type: expected=`uint16[{keys}]` "
-                f"came=`{slots.dtype}{list(slots.shape)}`"
-            )
-        greatest = max(self.layout.numbers.values(), default=0)
-        if keys and slots.max() > greatest:
-            raise StoreMisuse(
-                f"no slot has this number: number=`{slots.max()}` greatest=`{greatest}`"
-            )
-
-    def _or_poison(self, write: Callable[[], None]) -> None:
+    def _or_poison(self, write: Callable[[], T]) -> T:
         try:
-            write()
+            return write()
         except BaseException as error:
             self._poison = str(error) or type(error).__name__
             if isinstance(error, StoreError | OSError):

@@ -1,6 +1,8 @@
-"""Where a row is: the slab (hot), the spill (changed and evicted) or RocksDB (last commit).
+"""Where a row is: the slab (hot), a spill (not on disk and evicted) or RocksDB (last commit).
 
-A row that is hot or spilled hides the one on disk. Rows move here and nowhere else.
+A row that is hot or spilled hides the one on disk. There are two spills: what changed since the
+last commit began, and what a commit under way is writing, which counts until it is done; a row of
+the first hides one of the second. Rows move here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.commit import row_keys_of
 from embedding_store.errors import CacheTooSmall, StoreMisuse
+from embedding_store.prefetched import Prefetched
 from embedding_store.rocks import ROW_PREFIX, Rocks, row_names
 from embedding_store.row import RowFormat
-from embedding_store.slab import Slab
+from embedding_store.slab import CHANGED, PENDING, Slab
 from embedding_store.spill import Spill
 
 
@@ -78,10 +82,15 @@ class Tiers:
         cache_rows_max: int,
         admission: Admission | None = None,
     ) -> None:
+        self.words = form.words
         self.slab = Slab(form, cache_rows_max)
         self.spill = Spill(form.words)
+        self.waiting = Spill(form.words)
+        """Of the commit under way; empty between commits."""
+        self.prefetched = Prefetched(self._read_disk, form.words)
         self.counts = TierCounts()
-        self.created_since_commit = 0
+        self.rows_gained = 0
+        """Created less deleted since the last commit began."""
         self._form, self._rocks, self._admission = form, rocks, admission
         self._batch = 1
 
@@ -122,7 +131,7 @@ class Tiers:
         """Bring rows that are not in the slab, or make them; `missed` are positions among keys."""
         keys = lookup.keys[missed]
         try:
-            rows, spilled, created, refused = self._load(
+            rows, marks, created, refused = self._load(
                 keys, lookup.slot_numbers[missed], lookup.counts[missed], now_s
             )
         except BaseException:
@@ -131,11 +140,9 @@ class Tiers:
         kept = ~refused
         self.slab.forget(keys[refused])
         many = len(rows)
-        slots, victim_rows, victim_keys, evicted = self.slab.make_room(many, lookup.batch)
-        dirty = (spilled | created)[kept]
-        self.slab.admit(keys[kept], slots, rows, dirty, lookup.batch)
-        self.spill.remove(keys[spilled])
-        self.spill.add(victim_keys, victim_rows)
+        slots, unsaved, unsaved_marks, evicted = self.slab.make_room(many, lookup.batch)
+        self.slab.admit(keys[kept], slots, rows, marks[kept], lookup.batch)
+        self._keep(unsaved, unsaved_marks)
         lookup.slab_rows[missed[kept]] = slots
         lookup.admitted[missed[refused]] = False
         lookup.found[missed] = ~(created | refused)
@@ -147,33 +154,90 @@ class Tiers:
         slot_numbers: NDArray[np.uint16],
         counts: NDArray[np.int32],
         now_s: int,
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """For keys [N] not in the slab: (rows float32[M, words], spilled, created, refused [N]).
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
+        """For keys [N] not in the slab: (rows float32[M, words], marks, created, refused [N]).
 
-        There are rows for all that are not refused, in order.
+        There are rows for all that are not refused, in order. Spilled rows leave their spill: they
+        are the slab's from here on.
         """
-        rows = np.empty((len(keys), self._form.words), np.float32)
-        spilled_rows, spilled = self.spill.find(keys)
-        rest = np.flatnonzero(~spilled)
-        cold_rows, cold = self._rocks.get_rows(keys[rest], self._form.words)
-        new = rest[~cold]
-        created = np.zeros(len(keys), np.bool_)
-        refused = np.zeros(len(keys), np.bool_)
+        in_spill = self.spill.find(keys)
+        in_waiting = np.where(in_spill < 0, self.waiting.find(keys), -1)
+        rest = np.flatnonzero((in_spill < 0) & (in_waiting < 0))
+        rows, there, known = self.prefetched.take(keys)
+        unread = rest[~known[rest]]
+        if len(unread):
+            read, on_disk = self._read_disk(keys[unread])
+            rows[unread[on_disk]] = read
+            there[unread] = on_disk
+        self.counts.cold += int(there[rest].sum())
+        marks = np.zeros(len(keys), np.uint8)
+        for spill, positions, mark in (
+            (self.spill, in_spill, CHANGED),
+            (self.waiting, in_waiting, PENDING),
+        ):
+            here = np.flatnonzero(positions >= 0)
+            if len(here):
+                spilled, gone = spill.at(positions[here])
+                rows[here], marks[here], there[here] = spilled, mark, ~gone
+                self.counts.spilled += len(here) - int(gone.sum())
+        created, refused = self._admit_new(
+            keys, slot_numbers, counts, np.flatnonzero(~there), now_s
+        )
+        # Tombstones stay where no row is made, and where the commit under way writes them.
+        self.spill.remove(keys[(in_spill >= 0) & ~refused])
+        self.waiting.remove(keys[(in_waiting >= 0) & there])
+        rows[created] = self._form.fresh(keys[created], slot_numbers[created], now_s)
+        marks[created] = CHANGED
+        return rows[~refused], marks, created, refused
+
+    def _admit_new(
+        self,
+        keys: NDArray[np.uint64],
+        slot_numbers: NDArray[np.uint16],
+        counts: NDArray[np.int32],
+        new: NDArray[np.int64],
+        now_s: int,
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """(created, refused) bool[N] of `keys`, whose positions `new` have no row."""
+        created, refused = np.zeros(len(keys), np.bool_), np.zeros(len(keys), np.bool_)
         created[new] = True
         if self._admission is not None and len(new):
             admitted = self._admission.admit(keys[new], slot_numbers[new], counts[new], now_s)
             created[new] = admitted
             refused[new] = ~admitted
-        rows[spilled] = spilled_rows
-        rows[rest[cold]] = cold_rows
-        rows[created] = self._form.fresh(keys[created], slot_numbers[created], now_s)
-        self.counts.spilled += len(spilled_rows)
-        self.counts.cold += len(cold_rows)
         many = int(created.sum())
         self.counts.created += many
         self.counts.refused += int(refused.sum())
-        self.created_since_commit += many
-        return rows[~refused], spilled, created, refused
+        self.rows_gained += many
+        return created, refused
+
+    def _keep(self, rows: NDArray[np.float32], marks: NDArray[np.uint8]) -> None:
+        """Evicted rows that are not on disk stay in memory, and are still looked up."""
+        changed = (marks & CHANGED) != 0
+        for spill, chosen in ((self.spill, rows[changed]), (self.waiting, rows[~changed])):
+            if len(chosen):
+                spill.add(row_keys_of(chosen), chosen)
+
+    def _read_disk(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        return self._rocks.get_rows(keys, self._form.words)
+
+    def prefetch(self, ids: NDArray[np.uint64]) -> None:
+        """Start reading those of `ids` that only the disk has."""
+        keys = np.unique(ids[self.slab.find(ids) < 0])
+        keys = keys[self.spill.find(keys) < 0]
+        self.prefetched.request(keys[self.waiting.find(keys) < 0])
+
+    def delete(self, keys: NDArray[np.uint64]) -> int:
+        """Forget distinct `keys`; how many were there. Makes all earlier look-ups stale."""
+        exists = self.read(keys)[1]
+        keys = keys[exists]
+        self.slab.drop(keys)
+        self.spill.remove(keys[self.spill.find(keys) >= 0])
+        self.spill.add_tombstones(keys)
+        self.prefetched.forget(keys)
+        self.rows_gained -= len(keys)
+        self._batch += 2
+        return len(keys)
 
     def refuse_stale(self, lookup: Lookup) -> None:
         """Raises StoreMisuse unless `lookup` is one of the two newest; older rows may move."""
@@ -188,43 +252,77 @@ class Tiers:
         slots = self.slab.find(keys)
         found = slots >= 0
         rows[found] = self.slab.rows(slots[found])
-        for tier in (self.spill.find, lambda k: self._rocks.get_rows(k, self._form.words)):
-            rest = np.flatnonzero(~found)
-            there_rows, there = tier(keys[rest])
-            rows[rest[there]] = there_rows
-            found[rest[there]] = True
+        rest = np.flatnonzero(~found)
+        for spill in (self.spill, self.waiting):
+            at = spill.find(keys[rest])
+            here = rest[at >= 0]
+            rows[here], gone = spill.at(at[at >= 0])
+            found[here] = ~gone
+            rest = rest[at < 0]
+        read, there = self._read_disk(keys[rest])
+        rows[rest[there]] = read
+        found[rest[there]] = True
         return rows, found
 
-    def changed_rows(self) -> list[tuple[bytes, bytes]]:
-        """(database key, row) of every row that differs from the disk, in order of key."""
-        slots = self.slab.dirty_slots()
-        spilled_keys, spilled_rows = self.spill.all()
-        keys = np.concatenate([self.slab.keys(slots), spilled_keys])
-        rows = np.concatenate([self.slab.rows(slots), spilled_rows])
-        order = np.argsort(keys)
-        values = rows[order].view(f"V{self._form.bytes}").ravel().tolist()
-        return list(zip(row_names(keys[order]), values, strict=True))
-
     def all_rows(self) -> Iterator[tuple[int, bytes]]:
-        """(key, row) of every row, changed ones as they are now, in order of key."""
-        changed = dict(self.changed_rows())
+        """(key, row) of every row as it is now, in order of key."""
+        changed = self._unsaved()
         pending = iter(changed.items())
         upcoming = next(pending, None)
         for name, data in self._rocks.scan(ROW_PREFIX):
             while upcoming is not None and upcoming[0] < name:
-                yield _key(upcoming[0]), upcoming[1]
+                if upcoming[1] is not None:
+                    yield _key(upcoming[0]), upcoming[1]
                 upcoming = next(pending, None)
             if name not in changed:
                 yield _key(name), data
         while upcoming is not None:
-            yield _key(upcoming[0]), upcoming[1]
+            if upcoming[1] is not None:
+                yield _key(upcoming[0]), upcoming[1]
             upcoming = next(pending, None)
 
+    def _unsaved(self) -> dict[bytes, bytes | None]:
+        """Database key -> row, or None = deleted, of all that hides the disk; in order of key."""
+        found: dict[bytes, bytes | None] = {}
+        for spill in (self.waiting, self.spill):
+            live = spill.rows_live()
+            found |= dict(_named(spill.at(live)[0], self._form.bytes))
+            found |= dict.fromkeys(row_names(spill.tombstones()))
+        found |= dict(_named(self.slab.rows(self.slab.unsaved_slots()), self._form.bytes))
+        return dict(sorted(found.items()))
+
+    @property
+    def rows_unsaved(self) -> int:
+        """Rows and deletions that the disk has not got."""
+        return len(self.slab.unsaved_slots()) + len(self.spill) + len(self.waiting)
+
+    # -- a commit: count, copy, then either it is done or the store is poisoned ---------------
+
+    def changes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+        """What the next commit has to write: (slots, positions in the spill, deleted keys)."""
+        return self.slab.dirty_slots(), self.spill.rows_live(), self.spill.tombstones()
+
+    def commit_begins(
+        self, slots: NDArray[np.int64], spilled: NDArray[np.int64], rows: NDArray[np.float32]
+    ) -> int:
+        """Copy the rows of `changes` to `rows` float32[N, words]; how many were gained since the
+        last commit began. From here on they are pending and what changes belongs to the next."""
+        self.slab.take(slots, rows[: len(slots)])
+        self.spill.take(spilled, rows[len(slots) :])
+        self.slab.commit_begins(slots)
+        self.spill, self.waiting = self.waiting, self.spill
+        gained, self.rows_gained = self.rows_gained, 0
+        return gained
+
     def committed(self) -> None:
-        """Every changed row is on disk now."""
+        """Every pending row is on disk now."""
         self.slab.committed()
-        self.spill.committed()
-        self.created_since_commit = 0
+        self.waiting.clear()
+
+
+def _named(rows: NDArray[np.float32], row_bytes: int) -> Iterator[tuple[bytes, bytes]]:
+    values: list[bytes] = rows.view(f"V{row_bytes}").ravel().tolist()
+    return zip(row_names(row_keys_of(rows)), values, strict=True)
 
 
 def _key(name: bytes) -> int:

@@ -158,6 +158,9 @@ class OptimizerConfig(Section):
 class StoreConfig(Section):
     cache_rows_max: Annotated[int, Field(ge=1024)] = 1_000_000
     """Rows of the hot slab; the rest live in RocksDB. Full means evict, never fail."""
+    reads: Literal["auto", "mmap", "direct"] = "auto"
+    """How cold rows are read. mmap = through the page cache, fastest while the tables fit in
+    memory; direct = from the disk, many reads at a time; auto = by their size at opening."""
 
 
 class PublishConfig(Section):

@@ -66,8 +66,14 @@ class CrashingSource(FileSource):
         return records
 
 
-def _open(path: Path, config: Config) -> EmbeddingStore:
-    return EmbeddingStore.open(path, row_layout(config), cache_rows_max=2048, owner="test")
+def _open(path: Path, config: Config, table_rows_min: int = 8192) -> EmbeddingStore:
+    return EmbeddingStore.open(
+        path,
+        row_layout(config),
+        cache_rows_max=2048,
+        owner="test",
+        table_rows_min=table_rows_min,
+    )
 
 
 def _run(
@@ -77,9 +83,11 @@ def _run(
     sink: VersionLog,
     crash_at: int | None = None,
     seed: int = 0,
+    *,
+    table_rows_min: int = 8192,
 ) -> dict[str, str] | None:
     """Digests of the store at the end of the input, or None after a crash."""
-    with _open(folder, config) as store:
+    with _open(folder, config, table_rows_min) as store:
         loop = Loop(config, store, sink=sink)
         source = CrashingSource(samples, loop.progress.offsets, crash_at, random.Random(seed))
         try:
@@ -92,8 +100,11 @@ def _run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("correct", [False, True])
-def test_a_run_with_crashes_ends_with_the_same_bytes(tmp_path: Path, correct: bool) -> None:
+@pytest.mark.parametrize(("correct", "table_rows_min"), [(False, 1), (True, 8192)])
+def test_a_run_with_crashes_ends_with_the_same_bytes(
+    tmp_path: Path, correct: bool, table_rows_min: int
+) -> None:
+    """With 1, every commit of the crashing run is a table built while the loop goes on."""
     config = make_config(
         join={"policy": "correct" if correct else "wait"}, publish={"every_commits": 2}
     )
@@ -119,7 +130,13 @@ def test_a_run_with_crashes_ends_with_the_same_bytes(tmp_path: Path, correct: bo
     runs = 0
     while (
         digest := _run(
-            tmp_path / "crashed", config, file, crashed, points[0] if points else None, runs
+            tmp_path / "crashed",
+            config,
+            file,
+            crashed,
+            points[0] if points else None,
+            runs,
+            table_rows_min=table_rows_min,
         )
     ) is None:
         runs += 1
@@ -129,6 +146,24 @@ def test_a_run_with_crashes_ends_with_the_same_bytes(tmp_path: Path, correct: bo
     assert digest == expected
     assert crashed.newest == whole.newest
     assert len(crashed.versions) > len(set(crashed.versions))  # one was published twice
+
+
+def test_nothing_is_published_before_its_commit_is_on_disk(tmp_path: Path) -> None:
+    config = make_config()
+    file = write_samples(make_samples(400), tmp_path / "samples.jsonl")
+    log, on_disk = VersionLog(), []
+    with _open(tmp_path / "store", config, table_rows_min=1) as store:
+
+        def look(version: int) -> None:
+            on_disk.append(store._rocks.get(b"soutbox\0" + version.to_bytes(8, "big")) is not None)
+
+        log.before = look
+        loop = Loop(config, store, sink=log)
+        source = CrashingSource(file, {}, None, random.Random(0))
+        loop.run(source)
+        source.close()
+        assert store.stats().table_bytes > 0
+    assert on_disk == [True] * len(log.versions) and len(log.versions) == 3
 
 
 def test_the_manifest_says_what_the_version_holds(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
         options.store,
         row_layout(config),
         cache_rows_max=config.store.cache_rows_max,
+        reads=config.store.reads,
         owner="headwater trainer",
     ) as store:
         server = MetricsServer(options.metrics_port, host=config.metrics.host)

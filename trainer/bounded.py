@@ -36,6 +36,7 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
         store,
         row_layout(config),
         cache_rows_max=config.store.cache_rows_max,
+        reads=config.store.reads,
         owner="headwater train",
     ) as opened:
         loop = Loop(config, opened, sink=None)

@@ -7,8 +7,9 @@
     5  at a cut: compute the touched entities' vectors from the state about to be committed
     6  stage everything: rows, weights, random state, evaluation, pending predictions, entities,
        source offsets, version, the version's encoded records (outbox)
-    7  store.commit(): all of it or nothing, synced
-    8  publish the outbox in one Kafka transaction, on a thread, while the next batches are learnt
+    7  commit: store.commit_begin() takes a copy, and while it is written the loop goes on with 1 to
+       4 of the next batches; once `wait` has returned, all of it is on disk
+    8  then publish the outbox in one Kafka transaction, on a thread, while the loop goes on
     9  mark the version done; durable with the next commit after its transaction
 
 A crash before 7 loses nothing: the batch is read again from the stored offsets. A crash after 7 and
@@ -22,12 +23,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import structlog
 
-from embedding_store.store import EmbeddingStore
+from embedding_store.store import EmbeddingStore, PendingCommit
 from settings.config import Config
 from topics.manifest import Manifest, TaskEvaluation
 from trainer import metrics
@@ -46,6 +48,16 @@ from trainer.step import Learner
 Mask = npt.NDArray[np.bool_]
 _REFUSED_TOLD = 10  # lines that are no samples are logged so often, then each thousandth
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """One that has begun, and what is to be done once it is durable."""
+
+    pending: PendingCommit
+    started: float
+    offsets: dict[str, dict[int, int]]
+    version: Version | None
 
 
 class Loop:
@@ -82,6 +94,7 @@ class Loop:
         self._publication: Publication | None = None
         self._dirty = False
         self._marked = False
+        self._committing: _Commit | None = None
         self._committed_at = clock()
 
     def run(self, source: PortionSource, stopping: Callable[[], bool] = lambda: False) -> None:
@@ -93,15 +106,18 @@ class Loop:
             for records, manifest in self._outbox.pending():
                 self._publish(Version(records, manifest))
             while not stopping():
-                portion = source.take(stopping)
+                portion = source.take(lambda: stopping() or self._commit_is_durable())
                 if portion is not None:
                     self._learn(portion)
+                if self._commit_is_durable():
+                    self._finish_commit(source)
                 if self._cut_is_due():
                     self._commit(source)
                 if portion is None and source.at_end:
                     break
             if self._dirty:
                 self._commit(source)
+            self._finish_commit(source)
             if self._publication is not None:
                 self._publication.finish()
             if self._mark_published():
@@ -208,22 +224,38 @@ class Loop:
         return self._clock() - self._committed_at >= trainer.commit_every / 1000
 
     def _commit(self, source: PortionSource) -> None:
+        """Begin a commit; a small one is durable with that, a large one is finished later."""
+        self._finish_commit(source)
         started = time.perf_counter()
         self._mark_published()
-        cut = self._cut_version()
+        version = self._cut_version()
         self.evaluation.stage()
         self._representations.stage()
         stage_state(self._store, self._learner, self.progress)
-        self._store.commit()
+        offsets = {topic: dict(ends) for topic, ends in self.progress.offsets.items()}
+        self._committing = _Commit(self._store.commit_begin(), started, offsets, version)
         self._dirty = self._marked = False
         self._committed_at = self._clock()
-        seconds = time.perf_counter() - started
+        if self._commit_is_durable():
+            self._finish_commit(source)
+
+    def _commit_is_durable(self) -> bool:
+        """Whether one is under way that only waits to be finished (or has failed)."""
+        return self._committing is not None and self._committing.pending.done
+
+    def _finish_commit(self, source: PortionSource) -> None:
+        """Wait for the commit under way, if any; then, and not before, publish what it holds."""
+        commit, self._committing = self._committing, None
+        if commit is None:
+            return
+        commit.pending.wait()
+        seconds = time.perf_counter() - commit.started
         metrics.COMMIT.observe(seconds)
         metrics.STAGE.labels("commit").observe(seconds)
         metrics.observe_store(self._store)
-        source.committed(self.progress.offsets)
-        if cut is not None:
-            self._publish(cut)
+        source.committed(commit.offsets)
+        if commit.version is not None:
+            self._publish(commit.version)
 
     def _cut_version(self) -> Version | None:
         """The version of this commit, put into the outbox; None if none is due."""
