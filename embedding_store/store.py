@@ -185,7 +185,10 @@ class EmbeddingStore:
         A later look-up creates them anew. Look-ups made before this must not be used any more.
         """
         self._refuse_if_unusable()
-        return self._tiers.delete(np.unique(_checked(keys)))
+        distinct = np.unique(_checked(keys))
+        there = distinct[self._tiers.read(distinct)[1]]
+        self._tiers.drop(there)
+        return len(there)
 
     def gather(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
         """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`.

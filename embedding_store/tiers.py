@@ -227,17 +227,17 @@ class Tiers:
         keys = keys[self.spill.find(keys) < 0]
         self.prefetched.request(keys[self.waiting.find(keys) < 0])
 
-    def delete(self, keys: NDArray[np.uint64]) -> int:
-        """Forget distinct `keys`; how many were there. Makes all earlier look-ups stale."""
-        exists = self.read(keys)[1]
-        keys = keys[exists]
+    def drop(self, keys: NDArray[np.uint64]) -> None:
+        """Delete the rows of distinct `keys`, which are there; durable with the next commit.
+
+        Makes all earlier look-ups stale. A tombstone hides what the disk has until then.
+        """
         self.slab.drop(keys)
         self.spill.remove(keys[self.spill.find(keys) >= 0])
         self.spill.add_tombstones(keys)
         self.prefetched.forget(keys)
         self.rows_gained -= len(keys)
         self._batch += 2
-        return len(keys)
 
     def refuse_stale(self, lookup: Lookup) -> None:
         """Raises StoreMisuse unless `lookup` is one of the two newest; older rows may move."""

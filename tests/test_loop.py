@@ -160,7 +160,7 @@ def test_nothing_is_published_before_its_commit_is_on_disk(tmp_path: Path) -> No
         log.before = look
         loop = Loop(config, store, sink=log)
         source = CrashingSource(file, {}, None, random.Random(0))
-        loop.run(source)
+        loop.run(Feed(source, loop.plan, config.trainer))
         source.close()
         assert store.stats().table_bytes > 0
     assert on_disk == [True] * len(log.versions) and len(log.versions) == 3
