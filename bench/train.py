@@ -1,10 +1,13 @@
-"""The trainer over a file of samples, against the same learning on tensors that lie in memory.
+"""Kafka to committed parameters, against the same learning on tensors that lie in memory.
 
-`trainer`: the stream's own loop: decode, batch, predict, score, learn, and a synced commit of the
-store every ten steps. `in_memory`: the same model, the same batches as ready tensors, the same
-rows in one torch table with the same row-wise Adagrad, dense Adam; no log, no evaluation, no
-per-entity state, no durability. Both end with the same weights (`dense_weights_max_difference`).
-One thread each.
+`trainer`: what `python -m trainer` does on a real broker: a process of its own reads and decodes
+samples, the learner predicts, scores and learns, and commits rows, weights, offsets and evaluation
+every ten batches. The last commit is inside the time. `in_memory`: the same model, the same batches
+as ready tensors with their keys already de-duplicated, the same rows in one torch table with the
+same row-wise Adagrad, dense Adam; no log, no evaluation, no per-entity state, no durability. Both
+start from the same 1e6 rows and end with the same weights (`dense_weights_max_difference`). One
+thread each; the trainer's reading process is on top of that. `publishing` is the trainer once more,
+with every version written to Kafka.
 """
 
 from __future__ import annotations
@@ -15,191 +18,198 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as the trainer sets it, befo
 
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import torch
+from confluent_kafka import Producer
 from measuring import config_of, ratio, run_benchmark, say, spread
 from torch import Tensor
+from train_in_memory import Ready, learn, prepare
+from train_log import KEYS, config_values, known_keys, sample_lines
 
 from embedding_store.store import EmbeddingStore
-from runtime.sources.simulated import SimulatedTraffic
+from runtime.broker import EmbeddedBroker
 from settings.config import Config
-from topics.sample import decode_sample
-from trainer.batch import Batch, build_batch
+from topics.admin import ensure_topics
+from topics.client import producer_settings
+from topics.names import SAMPLES
+from topics.publisher import Publisher
+from trainer import metrics
+from trainer.feed_process import FeedProcess, kafka_order
 from trainer.loop import Loop
-from trainer.loss import batch_loss, loss_name, targets
-from trainer.models.build import build_model
 from trainer.models.model import Model
-from trainer.moments import Moments
 from trainer.parts.sets import SHARED
-from trainer.slots import SIDES, plan_slots
-from trainer.source import FileSource
+from trainer.slots import plan_slots
 from trainer.step import row_layout
-from trainer.tensors import BatchTensors, batch_tensors, to_device
 
-BATCH = 512
-START_MS = 1_700_000_000_000
-CPU = torch.device("cpu")
+BATCH = 4096
+CREATE_AT_ONCE = 100_000
 
 
 def measure(quick: bool) -> dict[str, Any]:
     """Every key of the report; see the module."""
     torch.set_num_threads(1)
-    samples, rounds = (BATCH * 20, 3) if quick else (BATCH * 160, 5)
-    source = SimulatedTraffic(
-        start_ms=START_MS, faults=False, impressions_max=samples, users=20_000, items=5_000
-    )
+    batches, rounds = (10, 2) if quick else (50, 5)
+    samples = BATCH * batches
     config = config_of(
-        source.config_values(),
+        config_values(),
+        kafka__partitions=1,
         join__policy="wait",
-        model__name="lfm4ads",
+        model__name="dcn",
+        model__embedding_dim=16,
+        model__dcn__cross_layers=3,
+        model__dcn__hidden_dims=(256, 128),
         trainer__batch_samples_max=BATCH,
         trainer__cut_by="count",
+        store__cache_rows_max=2_000_000,
     )
-    with tempfile.TemporaryDirectory(prefix="headwater-bench-") as folder:
-        path = Path(folder) / "samples.jsonl"
-        _write_samples(source, config, path)
-        say(f"{samples:,} samples are written; preparing tensors")
-        ready = _prepare(config, path, Path(folder) / "first")
-        _train(config, path, Path(folder) / "warm")
-        _learn(config, ready)
-        ours: list[float] = []
-        bare: list[float] = []
-        difference = 0.0
-        for n in range(rounds):
-            seconds, weights = _train(config, path, Path(folder) / f"store{n}")
-            ours.append(samples / seconds)
-            seconds, same = _learn(config, ready)
-            bare.append(samples / seconds)
-            difference = max(difference, _difference(weights, same))
-            say(f"round {n + 1}: {ours[-1]:,.0f} against {bare[-1]:,.0f} samples/s")
+    with tempfile.TemporaryDirectory(prefix="headwater-bench-") as name:
+        folder = Path(name)
+        say(f"creating {KEYS:,} rows")
+        table = _create_rows(config, folder / "rows")
+        with EmbeddedBroker(folder / "broker") as broker:
+            lines = list(sample_lines(samples))
+            _produce(config, broker.bootstrap, lines)
+            ready = prepare(config, lines, table, BATCH)
+            del lines
+            say(f"{samples:,} samples are in the log and as tensors")
+            rounds_of = _rounds(config, broker.bootstrap, folder, ready, rounds)
+    ours, bare, publishing = (
+        [samples / s for s in rounds_of[k]] for k in ("trainer", "in_memory", "publishing")
+    )
     return {
         "ratio_in_memory": ratio(ours, bare)["median"],
+        "ratio_in_memory_publishing": ratio(publishing, bare[: len(publishing)])["median"],
         "samples_per_second": float(np.median(ours)),
         "in_memory_samples_per_second": float(np.median(bare)),
         "samples": samples,
         "batch": BATCH,
         "model": config.model.name,
         "slots": len(plan_slots(config).slots),
-        "rows": len(ready.table),
+        "rows": KEYS,
         "threads": 1,
         "device": "cpu",
-        "dense_weights_max_difference": difference,
+        "dense_weights_max_difference": max(rounds_of["difference"]),
+        "share_of_seconds": {
+            stage: float(np.median(rounds_of[stage]))
+            for stage in ("learning", "committing", "waiting")
+        },
         "rounds": {
             "ratio_in_memory": ratio(ours, bare),
             "trainer": spread(ours),
             "in_memory": spread(bare),
-        },
-        "not_run": {
-            "kafka": "samples come from a file; reading them from a broker is not in the figure",
-            "dcnv2": "the net is lfm4ads with the simulator's slots, batch 512, not DCNv2 at 4,096",
+            "publishing": spread(publishing),
         },
     }
 
 
-def _write_samples(source: SimulatedTraffic, config: Config, path: Path) -> None:
-    """One `final` per impression, as policy `wait` gives them, in order of event time."""
-    impressions: dict[str, dict[str, Any]] = {}
-    for event in source.events():
-        line = orjson.loads(event.line)
-        if event.stream == "impressions":
-            line |= {"produced_ms": line["event_ms"], "keep_rate": 1.0, "state": "final"}
-            line |= {"elapsed_ms": config.window_ms_max, "revision": 0}
-            line |= {"labels": dict.fromkeys(config.kinds, 0), "delays_ms": {}, "values": {}}
-            impressions[line["impression_id"]] = line
-            continue
-        # The simulator names a conversion after its impression, even where the event does not.
-        shown = impressions[line["conversion_id"].rpartition("-")[0]]
-        delay_ms, kind = line["event_ms"] - shown["event_ms"], line["kind"]
-        if delay_ms <= config.kinds[kind].window:
-            shown["labels"][kind] = 1
-            shown["delays_ms"][kind] = delay_ms
-            if line["value"] is not None:
-                shown["values"][kind] = line["value"]
-    with path.open("wb") as file:
-        file.writelines(orjson.dumps(line) + b"\n" for line in impressions.values())
+def _rounds(
+    config: Config, bootstrap: str, folder: Path, ready: Ready, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds (and shares of the trainer's) per round; the two take turns."""
+    found: dict[str, list[float]] = {
+        name: []
+        for name in (
+            *("trainer", "in_memory", "publishing", "difference"),
+            *("learning", "committing", "waiting"),
+        )
+    }
+    _train(config, bootstrap, folder, "warm", publish=False)
+    learn(config, ready)
+    for n in range(rounds):
+        before = [_stage_seconds(stage) for stage in ("train", "commit")]
+        seconds, weights = _train(config, bootstrap, folder, f"store{n}", publish=False)
+        learning, committing = (
+            _stage_seconds(stage) - was
+            for stage, was in zip(("train", "commit"), before, strict=True)
+        )
+        found["trainer"].append(seconds)
+        found["learning"].append(learning / seconds)
+        found["committing"].append(committing / seconds)
+        found["waiting"].append(1 - (learning + committing) / seconds)
+        seconds, same = learn(config, ready)
+        found["in_memory"].append(seconds)
+        found["difference"].append(_difference(weights, same))
+        if n < max(1, rounds // 2):
+            seconds, _ = _train(config, bootstrap, folder, f"published{n}", publish=True)
+            found["publishing"].append(seconds)
+        say(f"round {n + 1}: {found['trainer'][-1]:.1f} s against {found['in_memory'][-1]:.1f} s")
+    return found
 
 
-def _train(config: Config, path: Path, folder: Path) -> tuple[float, dict[str, Tensor]]:
-    """(seconds, dense weights) of the trainer over the file, from an empty store."""
-    with EmbeddingStore.open(
+def _stage_seconds(stage: str) -> float:
+    for family in metrics.STAGE.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_sum") and sample.labels["stage"] == stage:
+                return float(sample.value)
+    return 0.0
+
+
+def _create_rows(config: Config, folder: Path) -> Tensor:
+    """A store with every key's row, committed; the same rows as a table [K, D]."""
+    keys, slots = known_keys(row_layout(config).slot_number)
+    with _opened(config, folder) as store:
+        rows = []
+        for start in range(0, len(keys), CREATE_AT_ONCE):
+            chosen = slice(start, start + CREATE_AT_ONCE)
+            lookup = store.lookup(keys[chosen], slots=slots[chosen], now_ms=1)
+            rows.append(store.gather(lookup, SHARED)[lookup.inverse])
+        store.commit()
+        store.checkpoint(folder.with_name("checkpoint"))
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def _opened(config: Config, folder: Path) -> EmbeddingStore:
+    return EmbeddingStore.open(
         folder, row_layout(config), cache_rows_max=config.store.cache_rows_max, owner="bench"
-    ) as store:
-        loop = Loop(config, store, sink=None)
-        source = FileSource(path, loop.progress.offsets)
+    )
+
+
+def _produce(config: Config, bootstrap: str, lines: list[bytes]) -> None:
+    ensure_topics(config, bootstrap)
+    settings = producer_settings(config, bootstrap) | {"queue.buffering.max.messages": 2_000_000}
+    producer = Producer(settings)
+    topic = config.topic(SAMPLES)
+    for line in lines:
+        producer.produce(topic, line, partition=0)
+        producer.poll(0)
+    if producer.flush(120):
+        raise RuntimeError("the broker did not take every sample")
+
+
+def _train(
+    config: Config, bootstrap: str, folder: Path, name: str, *, publish: bool
+) -> tuple[float, dict[str, Tensor]]:
+    """(seconds, dense weights) of the trainer from the first record to the last commit."""
+    target = folder / name
+    with _opened(config, folder / "checkpoint") as store:
+        store.checkpoint(target)
+    sink = Publisher(config, bootstrap, f"bench-{name}") if publish else None
+    with _opened(config, target) as store:
+        _warm(store)
+        loop = Loop(config, store, sink=sink)
+        order = kafka_order(
+            config, bootstrap, loop.progress.offsets, until_end=True, accept_gap=False
+        )
+        source = FeedProcess(order, loop.plan, lambda: False)
         started = time.perf_counter()
         loop.run(source)
         seconds = time.perf_counter() - started
         source.close()
-        return seconds, dict(loop._learner.model.state_dict())
+        model: Model = loop._learner.model
+        if sink is not None:
+            sink.close()
+        return seconds, dict(model.state_dict())
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """All batches as tensors; `rows` [U] of each are row numbers in `table` [K, D]."""
-
-    batches: list[tuple[BatchTensors, Tensor, Tensor, Tensor, Tensor]]
-    """(features, rows, positive [B, T], negative [B, T], log keep rate [B])"""
-    table: Tensor
-
-
-def _prepare(config: Config, path: Path, folder: Path) -> Ready:
-    """Everything that the trainer computes before its model, once and untimed."""
-    plan, loss = plan_slots(config), loss_name(config)
-    with path.open("rb") as file:
-        samples = [decode_sample(line) for line in file]
-    batches: list[Batch] = [
-        build_batch(samples[n : n + BATCH], plan) for n in range(0, len(samples), BATCH)
-    ]
-    keys = [np.concatenate([batch.parts[side].keys for side in SIDES]) for batch in batches]
-    known, numbers = np.unique(np.concatenate(keys), return_inverse=True)
-    with EmbeddingStore.open(
-        folder, row_layout(config), cache_rows_max=2 * len(known) + 1024, owner="bench"
-    ) as store:
-        lookup = store.lookup(known, now_ms=START_MS)  # rows start from their keys alone
-        table = torch.from_numpy(store.gather(lookup, SHARED))
-    moments = {side: Moments(len(plan.sides[side].of_type("numeric"))) for side in SIDES}
-    ready: list[tuple[BatchTensors, Tensor, Tensor, Tensor, Tensor]] = []
-    ends = np.cumsum([len(k) for k in keys])
-    for batch, own in zip(batches, np.split(numbers, ends[:-1]), strict=True):
-        # In order of first appearance, as the store numbers them: sums then run in its order.
-        _, first, sorted_place = np.unique(own, return_index=True, return_inverse=True)
-        rows = own[np.sort(first)]
-        inverse = np.argsort(np.argsort(first))[sorted_place]
-        tensors = batch_tensors(batch, inverse.astype(np.int64), moments, CPU)
-        for side in SIDES:
-            moments[side].update(batch.parts[side].numeric)
-        positive, negative = (to_device(part, CPU) for part in targets(batch, loss))
-        keep = to_device(batch.log_keep_rate, CPU)
-        ready.append((tensors, torch.from_numpy(rows), positive, negative, keep))
-    return Ready(ready, table)
-
-
-def _learn(config: Config, ready: Ready) -> tuple[float, dict[str, Tensor]]:
-    """(seconds, dense weights) of the same learning with everything in memory."""
-    loss = loss_name(config)
-    model: Model = build_model(plan_slots(config), config)
-    adam = torch.optim.Adam(model.parameters(), lr=config.optimizer.dense_lr, fused=True)
-    table, state = ready.table.clone(), torch.zeros(len(ready.table))
-    lr, eps = config.optimizer.sparse_lr, config.optimizer.sparse_eps
-    started = time.perf_counter()
-    for features, numbers, positive, negative, keep in ready.batches:
-        rows = table.index_select(0, numbers).requires_grad_()
-        output = model(features, {SHARED: rows})
-        adam.zero_grad(set_to_none=True)
-        torch.autograd.backward(batch_loss(output.logits, positive, negative, keep, loss))
-        grad = rows.grad
-        assert grad is not None
-        total = state.index_select(0, numbers) + grad.square().mean(1)
-        state.index_copy_(0, numbers, total)
-        step = grad * (lr / (total.sqrt() + eps)).unsqueeze(1)
-        table.index_copy_(0, numbers, rows.detach() - step)
-        adam.step()
-    return time.perf_counter() - started, dict(model.state_dict())
+def _warm(store: EmbeddingStore) -> None:
+    """Make every row hot, as it is after an hour of learning: the in-memory side begins so."""
+    keys, slots = known_keys(store.layout.slot_number)
+    for start in range(0, len(keys), CREATE_AT_ONCE):
+        chosen = slice(start, start + CREATE_AT_ONCE)
+        store.lookup(keys[chosen], slots=slots[chosen], now_ms=1)
 
 
 def _difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
