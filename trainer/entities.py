@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from embedding_store.store import EmbeddingStore
+from trainer.decayed_sum import add_decayed
 from trainer.features import F32, I64
 from trainer.packed import PackedRows
 
@@ -127,25 +128,16 @@ class Entities:
         self._batches.append(packed)
 
     def _add_cross(self, numbers: I64, event_ms: I64, cross: F32, half_life_ms: int) -> None:
-        """sum <- sum * 2^(-dt / half life) + CR; an event older than the newest comes decayed.
-
-        Summed per entity in the order of the batch, so that equal batches give equal bytes; the
-        result does not depend on the order of events, but for rounding.
-        """
         head = self.head
-        distinct, inverse = np.unique(numbers, return_inverse=True)
-        before = head["cross_last_ms"][distinct]
-        known = head["cross_count"][distinct] > 0
-        newest = np.where(known, before, np.iinfo(np.int64).min)
-        np.maximum.at(newest, inverse, event_ms)
-        order = np.argsort(inverse, kind="stable")
-        weight = _decay(newest[inverse] - event_ms, half_life_ms)
-        starts = np.searchsorted(inverse[order], np.arange(len(distinct)))
-        sums = np.add.reduceat(cross[order] * weight[order, None], starts, axis=0)
-        kept = np.where(known, _decay(np.where(known, newest - before, 0), half_life_ms), 0)
-        self.cross[distinct] = self.cross[distinct] * kept[:, None].astype(np.float32) + sums
-        head["cross_last_ms"][distinct] = newest
-        head["cross_count"][distinct] += np.bincount(inverse)
+        add_decayed(
+            self.cross,
+            head["cross_last_ms"],
+            head["cross_count"],
+            numbers,
+            event_ms,
+            np.ascontiguousarray(cross),
+            half_life_ms,
+        )
 
     def packed(self, number: int) -> bytes:
         """An open entity's features as bytes; empty if it was never seen with features."""
@@ -198,11 +190,3 @@ class Entities:
         self._batch_of = np.concatenate([self._batch_of, np.full(more, NEVER, np.int64)])
         self._row_of = np.concatenate([self._row_of, np.zeros(more, np.int64)])
         self._changed = np.concatenate([self._changed, np.zeros(more, bool)])
-
-
-def _decay(gap_ms: I64, half_life_ms: int) -> F32:
-    """2^(-gap / half life) [N], in float32; a half-life of 0 keeps the newest event alone."""
-    if not half_life_ms:
-        return np.asarray(gap_ms == 0, np.float32)
-    decayed: F32 = np.exp2(-gap_ms / half_life_ms).astype(np.float32)
-    return decayed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from trainer.batch import SidePart
 from trainer.features import F32
@@ -18,12 +19,16 @@ class PackedRows:
     def __init__(self, part: SidePart) -> None:
         slots = len(part.plan.slots)
         lengths = part.lengths.reshape(slots, part.rows)  # [S * B] -> [S, B]
-        row_of_key = np.repeat(np.tile(np.arange(part.rows), slots), part.lengths)
-        order = np.argsort(row_of_key, kind="stable")  # slot-major -> row-major
-        self._keys = part.keys[order].astype("<u8").tobytes()
-        self._weights = part.weights[order].astype("<f4").tobytes()
+        order: npt.NDArray[np.int64]
+        if (part.lengths == 1).all():  # slot-major -> row-major by turning the matrix
+            order = np.arange(part.keys.size).reshape(slots, part.rows).T.ravel()
+        else:
+            row_of_key = np.repeat(np.tile(np.arange(part.rows), slots), part.lengths)
+            order = np.argsort(row_of_key, kind="stable")
+        self._keys: bytes = part.keys[order].astype("<u8").tobytes()
+        self._weights: bytes = part.weights[order].astype("<f4").tobytes()
         self._ends = np.cumsum(lengths.sum(0)).tolist()
-        self._fixed = np.concatenate(
+        self._fixed: bytes = np.concatenate(
             [
                 np.ascontiguousarray(lengths.T).astype("<u2").view(np.uint8),
                 part.missing.astype(np.uint8),
