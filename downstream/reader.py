@@ -5,7 +5,8 @@
         vector = reader.get("user", "u42").vector   # [D]
 
 Only committed transactions are read, and a version's records show together, when its manifest and
-all that the manifest covers have been read.
+all that the manifest covers have been read. Where the stack's `pointer` names another stack (a
+replayed one: `headwater switch`), that one's are read, whole, before anything of it shows.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from numpy.typing import NDArray
 
 from downstream.errors import ReaderFailed, ReaderTimeout
 from downstream.fold import VersionFold
+from downstream.following import Following
 from downstream.table import Change, Taken
 from downstream.tail import Tail
 from settings.config import Config
+from topics.errors import TopicUnknown
 from topics.manifest import Manifest
 from topics.names import KINDS, Kind
 from topics.representation import Representation
@@ -53,11 +56,18 @@ class RepresentationReader:
         *,
         on_applied: OnApplied | None = None,
         bootstrap_timeout_seconds: float = 120.0,
+        follow: bool = True,
     ) -> None:
         """Returns once the newest version published before the call is held (none may be).
+        `follow` False = this stack's own representations, wherever its pointer points.
 
         Raises WireVersionError, TopicUnknown, TopicUnavailable, or ReaderTimeout.
         """
+        self._config = config
+        self._bootstrap = bootstrap
+        self._kinds = tuple(kinds)
+        self._may_follow = follow
+        self._follows = config.kafka.topic_prefix
         self._fold = VersionFold(kinds)
         self._tail = Tail(config, bootstrap, self._fold)
         self._on_applied = on_applied
@@ -110,6 +120,12 @@ class RepresentationReader:
         with self._changed:
             self._check()
             return self._version()
+
+    @property
+    def follows(self) -> str:
+        """Topic prefix of the stack that `get` and `matrix` are of. Versions count per stack."""
+        with self._changed:
+            return self._follows
 
     @property
     def manifest(self) -> Manifest | None:
@@ -189,14 +205,22 @@ class RepresentationReader:
         )
 
     def _run(self) -> None:
+        following: Following | None = None
         try:
-            self._tail.bootstrap(self._stopping.is_set)
+            if self._may_follow:
+                following = Following(self._config, self._bootstrap)
+            if following is not None and following.followed != self._config:
+                self._follow(following.followed)
+            else:
+                self._tail.bootstrap(self._stopping.is_set)
             with self._changed:
                 self._is_bootstrapped = True
                 self._changed.notify_all()
             while not self._stopping.is_set():
                 self._tail.read()
                 self._show()
+                if following is not None and following.moved():
+                    self._follow(following.followed)
         except Exception as error:  # noqa: BLE001  # whatever it is, callers must be told
             with self._changed:
                 self._failure = error
@@ -204,6 +228,30 @@ class RepresentationReader:
             _log.error("reader_stopped", error=str(error))
         finally:
             self._tail.close()
+            if following is not None:
+                following.close()
+
+    def _follow(self, config: Config) -> None:
+        """Read another stack's representations to their newest version, then show these instead.
+
+        Until then, and for good if it has no such topics, what was shown is shown.
+        """
+        fold = VersionFold(self._kinds)
+        tail = Tail(config, self._bootstrap, fold)
+        try:
+            tail.bootstrap(self._stopping.is_set)
+        except TopicUnknown as error:
+            tail.close()
+            _log.error("pointer_not_followed", to=config.kafka.topic_prefix, error=str(error))
+            if not self._is_bootstrapped:
+                self._tail.bootstrap(self._stopping.is_set)
+            return
+        with self._changed:
+            left, self._tail, self._fold = self._tail, tail, fold
+            self._follows = config.kafka.topic_prefix
+            self._changed.notify_all()
+        left.close()
+        _log.info("reader_follows", topic_prefix=config.kafka.topic_prefix, version=self._version())
 
     def _show(self) -> None:
         with self._changed:

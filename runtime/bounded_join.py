@@ -73,7 +73,7 @@ def run_bounded_join(
             say("sending events in the order they arrived" if arrival_order else "sending events")
             refused = _send(config, broker.bootstrap, impressions, conversions, arrival_order)
             say("joining")
-            _join(config, broker.bootstrap, work, out)
+            run_join(config, broker.bootstrap, work, out)
             say("writing")
             _write_lines(config, broker.bootstrap, out)
             _write_samples(config, broker.bootstrap, out)
@@ -108,7 +108,8 @@ def _send(
     return refused
 
 
-def _join(config: Config, bootstrap: str, work: Path, out: Path) -> None:
+def run_join(config: Config, bootstrap: str, work: Path, out: Path) -> None:
+    """`python -m stream --bounded` to its end. Raises JoinVerbFailed; its log is then in `out`."""
     write_config(config, work / "config.toml", comment="What this join runs with.")
     command = [
         *(sys.executable, "-P", "-m", "stream", "--bounded", "--bootstrap", bootstrap),
@@ -126,7 +127,8 @@ def _join(config: Config, bootstrap: str, work: Path, out: Path) -> None:
     if code != 0:
         lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         kept = out / "join.log"
-        shutil.copy(log_path, kept)
+        if kept != log_path:
+            shutil.copy(log_path, kept)
         last = lines[-1] if lines else "it said nothing"
         raise JoinVerbFailed(f"the join ended with exit code {code}: {last} (log: {kept})")
 

@@ -13,6 +13,7 @@ import typer
 from runtime.bounded_join import JoinVerbFailed
 from runtime.broker import BrokerError
 from runtime.jars import ToolMissing
+from runtime.replaying import ReplayExists
 from runtime.run_state import NoStack, StackRunning
 from runtime.sources.catalog import SourceError
 from runtime.supervisor import StackFailed
@@ -26,10 +27,14 @@ from runtime.verbs import (
     events,
     export,
     models,
+    replay,
+    reprocess,
+    savepoint,
     stack,
     status,
 )
 from settings.load import ConfigError
+from stream.errors import JoinError
 from topics.errors import TopicError
 
 _FAILED = (
@@ -42,6 +47,8 @@ _FAILED = (
     TopicError,
     OSError,
     bench.BenchmarkFailed,
+    JoinError,
+    ReplayExists,
 )
 _CALLED_WRONGLY = (ConfigError, SourceError)
 
@@ -66,6 +73,12 @@ _VERBS: tuple[Callable[..., None], ...] = (
     models.models,
     audit.audit,
     export.export,
+    reprocess.reprocess,
+    replay.replay,
+    replay.compare,
+    replay.switch,
+    savepoint.savepoint,
+    savepoint.submit,
     bench.bench,
 )
 for _verb in _VERBS:

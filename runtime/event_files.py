@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -64,20 +64,25 @@ def merged_lines(
     times: list[npt.NDArray[np.int64]] = [index.times_ms for index in indexes]
     if arrival_order:
         times = [np.maximum.accumulate(own) if len(own) else own for own in times]
-    which = np.repeat([0, 1], [len(own) for own in times])
-    within = np.concatenate([np.arange(len(own)) for own in times])
-    order = np.lexsort((within, which, np.concatenate(times)))
     with ExitStack() as stack:
-        maps = [stack.enter_context(_mapped(path)) for path in paths]
-        for n in order:
-            file, line = int(which[n]), int(within[n])
+        maps = [stack.enter_context(mapped(path)) for path in paths]
+        for file, line in merge_order(times):
             index = indexes[file]
             start = int(index.offsets[line])
             end = start + int(index.lengths[line])
             yield streams[file], int(index.numbers[line]), maps[file][start:end]
 
 
-class _mapped:  # noqa: N801  a context manager, used as a function
+def merge_order(times: Sequence[npt.NDArray[np.int64]]) -> Iterator[tuple[int, int]]:
+    """(which list, position in it) of all entries by time; ties: earlier lists first, then each
+    list's own order."""
+    which = np.repeat(np.arange(len(times)), [len(own) for own in times])
+    within = np.concatenate([np.arange(len(own)) for own in times])
+    for n in np.lexsort((within, which, np.concatenate(times))):
+        yield int(which[n]), int(within[n])
+
+
+class mapped:  # noqa: N801  a context manager, used as a function
     """The file's bytes; an empty file cannot be mapped."""
 
     def __init__(self, path: Path) -> None:

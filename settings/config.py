@@ -29,6 +29,9 @@ class KafkaConfig(Section):
     """host:port[,host:port] of a broker of your own; empty = `headwater up` starts one."""
     topic_prefix: Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9.-]{0,60}$")] = "headwater"
     """Every topic is named `<topic_prefix>.<name>`."""
+    events_prefix: Annotated[str, Field(pattern=r"^([a-zA-Z0-9][a-zA-Z0-9.-]{0,60})?$")] = ""
+    """Prefix of `impressions` and `conversions` where they are not one's own: a replayed join that
+    takes over reads the live events and writes topics of its own. Empty = topic_prefix."""
     partitions: Annotated[int, Field(ge=1, le=1000)] = 2
     """Partitions of every event, sample and representation topic that headwater creates."""
     replication: Annotated[int, Field(ge=1, le=10)] = 1
@@ -228,4 +231,6 @@ class Config(Section):
 
     def topic(self, name: str) -> str:
         """Kafka's name of the topic `name` (see `topics.names`)."""
-        return f"{self.kafka.topic_prefix}.{name}"
+        is_event_topic = name in ("impressions", "conversions")
+        prefix = (self.kafka.events_prefix if is_event_topic else "") or self.kafka.topic_prefix
+        return f"{prefix}.{name}"

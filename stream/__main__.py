@@ -7,23 +7,33 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from settings.config import Config
 from settings.load import ConfigError, load_config
 from stream.errors import JoinError
+from stream.flink_rest import FlinkRest
+from stream.plan import job_name
+from stream.remote import Cluster, RemoteJob, running_job
+from stream.savepoint import is_requested, take_savepoint
 from topics.admin import ensure_topics
 from topics.errors import TopicError
 from topics.lag import committed_offsets
 from topics.names import STREAMS, join_group
 
+if TYPE_CHECKING:
+    from stream.job import JoinJob  # loads PyFlink only where a job is planned
+
 _log = structlog.get_logger()
+_ADDRESS = re.compile(r"([^:\s]+):(\d{1,5})")
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -34,7 +44,29 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--bounded", action="store_true", help="join what is there now, then end")
     parser.add_argument("--metrics-port", type=int, help="serve /metrics here (0 = a free port)")
     parser.add_argument("--rest-port", type=int, default=0, help="Flink's REST (0 = a free port)")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--target",
+        choices=("local", "remote"),
+        default="local",
+        help="a JVM of its own, or a cluster, which must see --state-dir under the same path",
+    )
+    parser.add_argument("--jobmanager", metavar="HOST:PORT", help="with --target remote: its REST")
+    parser.add_argument(
+        "--detach", action="store_true", help="with --target remote: submit, do not stay"
+    )
+    parser.add_argument(
+        "--restore", type=Path, help="start from this savepoint (default: the newest state)"
+    )
+    options = parser.parse_args(argv)
+    if (options.target == "remote") != (options.jobmanager is not None):
+        parser.error("--target remote and --jobmanager HOST:PORT go together")
+    if options.jobmanager is not None and not _ADDRESS.fullmatch(options.jobmanager):
+        parser.error(f"--jobmanager: expected HOST:PORT, got {options.jobmanager!r}")
+    if options.target == "remote" and options.bounded:
+        parser.error("--bounded joins run in a JVM of their own: leave out --target remote")
+    if options.detach and options.target != "remote":
+        parser.error("--detach goes with --target remote")
+    return options
 
 
 def _free_port() -> int:
@@ -63,11 +95,54 @@ class _Stop:
 
 
 def _run(arguments: argparse.Namespace, config: Config, bootstrap: str, stop: _Stop) -> None:
-    from stream.job import JoinJob
     from stream.metrics import serve_metrics
 
     ensure_topics(config, bootstrap)
     rest_port = arguments.rest_port or _free_port()
+    cluster = _cluster(arguments)
+    rest = cluster.url if cluster is not None else f"http://127.0.0.1:{rest_port}"
+    job = _attach(config, cluster) or _submit(arguments, config, bootstrap, rest_port)
+    if arguments.detach:
+        return
+    if arguments.metrics_port is not None:
+        port = serve_metrics(config, bootstrap, arguments.metrics_port, rest, job.job_id)
+        _log.info("join_metrics", url=f"http://{config.metrics.host}:{port}/metrics")
+    stop.running = True
+    if job.wait(stop.asked):
+        _log.info("join_ended", job=job.job_id)
+    elif is_requested(arguments.state_dir):
+        path = take_savepoint(arguments.state_dir, stop=True)
+        _log.info("join_stopped", job=job.job_id, savepoint=str(path))
+    else:
+        job.cancel()
+        _log.info("join_stopped", job=job.job_id)
+
+
+def _cluster(arguments: argparse.Namespace) -> Cluster | None:
+    if arguments.jobmanager is None:
+        return None
+    host, port = arguments.jobmanager.split(":")
+    return Cluster(host, int(port))
+
+
+def _attach(config: Config, cluster: Cluster | None) -> RemoteJob | None:
+    """The join that runs on the cluster already: another beside it would write all twice."""
+    if cluster is None:
+        return None
+    rest = FlinkRest(cluster.url)
+    job_id = running_job(rest, job_name(config))
+    if job_id is None:
+        return None
+    _log.info("join_found_running", job=job_id, rest=cluster.url)
+    return RemoteJob(rest, job_id)
+
+
+def _submit(
+    arguments: argparse.Namespace, config: Config, bootstrap: str, rest_port: int
+) -> JoinJob:
+    from stream.job import JoinJob
+
+    cluster = _cluster(arguments)
     job = JoinJob(
         config,
         bootstrap,
@@ -75,23 +150,17 @@ def _run(arguments: argparse.Namespace, config: Config, bootstrap: str, stop: _S
         bounded=arguments.bounded,
         rest_port=rest_port,
         has_run=lambda: bool(committed_offsets(config, bootstrap, join_group(config), STREAMS)()),
+        cluster=cluster,
+        restore=arguments.restore,
     )
     _log.info(
         "join_started",
         job=job.job_id,
-        rest=f"http://127.0.0.1:{rest_port}",
+        rest=cluster.url if cluster else f"http://127.0.0.1:{rest_port}",
         restored_from=str(job.restored_from or "nothing"),
         bounded=arguments.bounded,
     )
-    if arguments.metrics_port is not None:
-        port = serve_metrics(config, bootstrap, arguments.metrics_port, rest_port, job.job_id)
-        _log.info("join_metrics", url=f"http://{config.metrics.host}:{port}/metrics")
-    stop.running = True
-    if job.wait(stop.asked):
-        _log.info("join_ended", job=job.job_id, net_runtime_ms=job.net_runtime_ms)
-    else:
-        job.cancel()
-        _log.info("join_stopped", job=job.job_id)
+    return job
 
 
 def main(argv: list[str]) -> int:

@@ -16,12 +16,13 @@ ones must be due only after the newest watermark.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 
 import msgspec
 import polars as pl
 
 from settings.config import Config
-from stream.audit_checks import Difference, Found, check
+from stream.audit_checks import Difference, Found, WindowDifferences, check
 from stream.audit_read import TopicFrames
 from stream.audit_rules import judge
 from topics.lag import committed_offsets
@@ -71,9 +72,17 @@ class AuditReport(msgspec.Struct, kw_only=True):
     impressions: ImpressionCounts
     conversions: AllConversionCounts
     attributed_by_kind: dict[str, int]
+    reprocessed: int = 0
+    """Late impressions that `reprocess late` has given their final sample since; they count as late
+    nevertheless."""
     differences: list[Difference]
     """The first of each problem."""
     differences_total: int
+    first_by_kind: dict[str, dict[int, WindowDifferences]]
+    """Kind (or "impressions", or "undecodable" where bytes have no kind) -> start of an hour of
+    event time -> what differs there."""
+    settled: int = 0
+    """Events that earlier rounds of a live audit have proven and that are not looked at again."""
     unreadable: list[str]
     """Output records that are not what their topic carries."""
     as_of: AsOf
@@ -92,6 +101,17 @@ def audit(
     read_committed = committed_offsets(config, bootstrap, join_group(config), EVENT_TOPICS)
     as_of = dict(end_offsets(config, bootstrap, EVENT_TOPICS) if bounded else read_committed())
     frames = TopicFrames(config, bootstrap)
+    return settled_report(config, frames, as_of, read_committed, settle_seconds)
+
+
+def settled_report(
+    config: Config,
+    frames: TopicFrames,
+    as_of: dict[Partition, int],
+    read_committed: Callable[[], Mapping[Partition, int]],
+    settle_seconds: float,
+) -> AuditReport:
+    """The audit as of the offsets `as_of`, looked at again until it balances or time is up."""
     frames.advance()
     # Outputs up to this watermark are committed, if perhaps not visible yet.
     watermark_ms = frames.watermark_ms()
@@ -131,8 +151,10 @@ def _examine(
         impressions=impressions,
         conversions=conversions,
         attributed_by_kind={k: counts.attributed for k, counts in conversions.by_kind.items()},
+        reprocessed=frames.appended.filter(pl.col("state") == "final").height,
         differences=found.shown,
         differences_total=found.total,
+        first_by_kind=found.by_kind_and_window(judged),
         unreadable=frames.unreadable[:20],
         as_of=AsOf(offsets=offsets, watermark_ms=watermark_ms),
     )

@@ -19,6 +19,7 @@ from stream.audit_rules import (
 from topics.names import CONVERSIONS, IMPRESSIONS
 
 _SHOWN_PER_CHECK = 20
+_WINDOW_MS = 3_600_000
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,19 +32,52 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None
 
 
+class WindowDifferences(msgspec.Struct, frozen=True, kw_only=True):
+    """What differs in one window of event time."""
+
+    total: int
+    first_ids: list[str | None]
+
+
 class Found:
     """Differences, of which the first of each check are kept by name and all are counted."""
 
     def __init__(self) -> None:
         self.shown: list[Difference] = []
         self.total = 0
+        self._rows: list[pl.DataFrame] = []
 
     def add(self, rows: pl.DataFrame, problem: str | pl.Expr) -> None:
         """`rows` differ; `problem` says how, in words or as an expression over them."""
         self.total += len(rows)
+        self._rows.append(rows.select(*SOURCE, "id"))
         text = pl.lit(problem) if isinstance(problem, str) else problem
         named = rows.head(_SHOWN_PER_CHECK).select(*SOURCE, "id", problem=text)
         self.shown += [Difference(**row) for row in named.iter_rows(named=True)]
+
+    def by_kind_and_window(self, judged: pl.DataFrame) -> dict[str, dict[int, WindowDifferences]]:
+        """Kind -> start of the hour of event time (-1 = unknown) -> how many differ, first ids."""
+        if not self.total:
+            return {}
+        kind = pl.when(pl.col("event_ms").is_null()).then(pl.lit("undecodable"))
+        grouped = (
+            pl.concat(self._rows)
+            .join(judged.select(*SOURCE, "kind", "event_ms"), on=SOURCE, how="left")
+            .with_columns(
+                kind=kind.otherwise(pl.col("kind").fill_null("impressions")),
+                window=(pl.col("event_ms") // _WINDOW_MS * _WINDOW_MS).fill_null(-1),
+            )
+            .sort("event_ms", *SOURCE)
+            .group_by("kind", "window", maintain_order=True)
+            .agg(total=pl.len(), first_ids=pl.col("id").unique(maintain_order=True).head(5))
+            .sort("kind", "window")
+        )
+        found: dict[str, dict[int, WindowDifferences]] = {}
+        for row in grouped.iter_rows(named=True):
+            found.setdefault(row["kind"], {})[row["window"]] = WindowDifferences(
+                total=row["total"], first_ids=row["first_ids"]
+            )
+        return found
 
 
 def check(
@@ -69,6 +103,7 @@ def check(
     _check_conversions(found, config, frames, conversions)
     _check_finals(found, config, frames, judged, attributed_labels(frames, judged, impressions))
     _check_revisions(found, config, frames, judged)
+    _check_appended(found, frames, judged)
     return found, _prove_pending(found, config, judged, conversions, watermark_ms)
 
 
@@ -100,13 +135,20 @@ def _check_undecodable(found: Found, config: Config, judged: pl.DataFrame) -> No
     is_beyond_now = pl.col("event_ms") - bound_ms > pl.col("joined_ms")
     refused = pl.col("verdict") == "undecodable"
     found.add(
-        decodable.filter(refused, ~is_ahead, ~is_beyond_now),
+        decodable.filter(refused, ~is_ahead, ~is_beyond_now, ~_was_no_kind()),
         "undecodable, but it decodes and is not from the future",
     )
     found.add(
         decodable.filter(~refused, is_beyond_now),
         pl.format("{}, expected undecodable: it is ahead of the wall clock", "verdict"),
     )
+
+
+def _was_no_kind() -> pl.Expr:
+    """Refused for its kind, which then was none: a config may add kinds. The reason lists those
+    that were."""
+    listed = pl.col("reason").str.extract(r"^kind: expected one of (.*), got ", 1)
+    return (~listed.str.split(", ").list.contains(pl.col("kind"))).fill_null(value=False)
 
 
 def _check_side_topics(found: Found, frames: TopicFrames, judged: pl.DataFrame) -> None:
@@ -297,6 +339,38 @@ def _check_revisions(
     found.add(
         closed.filter(pl.col("told") != pl.col("final")),
         pl.format("early and corrections said '{}', the final '{}'", "told", "final"),
+    )
+
+
+def _check_appended(found: Found, frames: TopicFrames, judged: pl.DataFrame) -> None:
+    """What `reprocess late` appended: an impression's own content; its only final if it was late,
+    and corrections of kinds not told before if it was sampled."""
+    appended = frames.appended.join(judged, on=SOURCE, suffix="_event").with_columns(
+        said_id="id", id="id_event"
+    )
+    found.add(
+        appended.filter(
+            (pl.col("said_id") != pl.col("id")) | (pl.col("content") != pl.col("content_event"))
+        ),
+        pl.format("its appended {} sample does not carry it untouched", "state"),
+    )
+    is_final = pl.col("state") == "final"
+    finals = appended.filter(is_final)
+    found.add(
+        finals.filter(pl.col("verdict").ne_missing("late") | pl.col("row").is_duplicated()),
+        pl.format("final sample appended, though it is {}", pl.col("verdict").fill_null("pending")),
+    )
+    told = frames.sampled.select(*SOURCE, "positive").with_columns(
+        pl.col("positive").str.split(",")
+    ).explode("positive").unique()  # fmt: skip
+    corrections = appended.filter(pl.col("state") == "correction", pl.col("verdict") == "sampled")
+    found.add(
+        corrections.filter(pl.struct(*SOURCE, "positive").is_duplicated()),
+        "one kind corrected twice",
+    )
+    found.add(
+        corrections.join(told, on=[*SOURCE, "positive"], how="semi"),
+        pl.format("correction of {} appended, which was told before", "positive"),
     )
 
 

@@ -14,6 +14,7 @@ import xxhash
 from confluent_kafka import Message
 
 from settings.config import Config
+from stream.asides import ORIGIN_HEADER
 from topics.attribution import decode_attribution
 from topics.conversion import decode_conversion
 from topics.errors import RecordInvalid
@@ -97,6 +98,8 @@ class TopicFrames:
         self.sides = pl.DataFrame(schema=SIDES)
         self.attributed = pl.DataFrame(schema=ATTRIBUTED)
         self.sampled = pl.DataFrame(schema=SAMPLED)
+        self.appended = pl.DataFrame(schema=SAMPLED)
+        """Samples that `reprocess late` added to what the join had said."""
         self.unreadable: list[str] = []
         """Output records that are not what their topic carries."""
 
@@ -105,10 +108,13 @@ class TopicFrames:
         sides = _Rows(SIDES)
         attributed = _Rows(ATTRIBUTED)
         sampled = _Rows(SAMPLED)
+        appended = _Rows(SAMPLED)
 
         def take_output(name: str, message: Message) -> None:
             try:
-                if name == SAMPLES:
+                if name == SAMPLES and ORIGIN_HEADER in _headers(message):
+                    appended.add(_sample(message))
+                elif name == SAMPLES:
                     sampled.add(_sample(message))
                 elif name == ATTRIBUTIONS:
                     attributed.add(_attribution(message))
@@ -122,6 +128,7 @@ class TopicFrames:
         self.sides = pl.concat([self.sides, sides.frame()])
         self.attributed = pl.concat([self.attributed, attributed.frame()])
         self.sampled = pl.concat([self.sampled, sampled.frame()])
+        self.appended = pl.concat([self.appended, appended.frame()])
         events = _Rows(EVENTS)
         kinds, bytes_max = frozenset(self._config.kinds), self._config.events.bytes_max
 

@@ -29,11 +29,12 @@ _VERDICTS = {
 
 def endings(frames: TopicFrames) -> pl.DataFrame:
     """Every record that ends an event: its source, verdict, watermark and wall clock."""
-    columns = [*SOURCE, "verdict", "watermark_ms", "joined_ms"]
+    columns = [*SOURCE, "verdict", "watermark_ms", "joined_ms", "reason"]
+    none = pl.lit(None, pl.String)
     sides = frames.sides.with_columns(verdict=pl.col("topic").replace_strict(_VERDICTS))
-    attributed = frames.attributed.with_columns(verdict=pl.lit("attributed"))
+    attributed = frames.attributed.with_columns(verdict=pl.lit("attributed"), reason=none)
     finals = frames.sampled.filter(pl.col("state") == "final").with_columns(
-        verdict=pl.lit("sampled")
+        verdict=pl.lit("sampled"), reason=none
     )
     return pl.concat([frame.select(columns) for frame in (sides, attributed, finals)])
 

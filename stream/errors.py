@@ -44,3 +44,52 @@ class JoinModeChanged(JoinError):
             f"{state_dir} holds the state of a join over {before} input, and this one is {now}\n"
             f"hint: run it {before} again, or give a new --state-dir and kafka.topic_prefix"
         )
+
+
+class JoinConfigChanged(JoinError):
+    """The kept state belongs to another config (windows, kinds, policy, prefix).
+
+    Operator action: set the named values back, or replay history under the new config.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the state of this join cannot go on under this config: {what}\n"
+            "hint: set it back, or `headwater replay` history under the new config and switch over"
+            " (docs/upgrade.md)"
+        )
+
+
+class JoinPlanUnknown(JoinError):
+    """The state was made by a compiled plan that this release does not ship, or cannot run.
+
+    Operator action: run the release that made it, or replay under this one.
+    """
+
+    def __init__(self, plan: str, reason: str) -> None:
+        super().__init__(
+            f"the state belongs to the plan {plan!r}, and {reason}\n"
+            "hint: run the release that made it, or `headwater replay` history and switch over"
+            " (docs/upgrade.md)"
+        )
+
+
+class SavepointOld(JoinError):
+    """Something newer than the asked savepoint is kept, and its outputs are committed.
+
+    Operator action: restore the newest (the default), or replay.
+    """
+
+    def __init__(self, asked: Path, newest: Path) -> None:
+        super().__init__(
+            f"{asked} is older than {newest}: what the join wrote in between would be written"
+            " twice\nhint: start without --restore, which takes the newest"
+        )
+
+
+class SavepointFailed(JoinError):
+    """Flink could not write the savepoint; the job goes on. Operator action: the reason; retry."""
+
+
+class FlinkUnreachable(JoinError):
+    """No JobManager answers. Operator action: is the cluster up, is the address right?"""

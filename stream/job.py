@@ -16,14 +16,24 @@ from typing import Any
 import structlog
 
 from settings.config import Config
-from stream.errors import JoinFailed, JoinStateLost
+from stream.compiled import plan_for
+from stream.errors import JoinFailed, JoinPlanUnknown, JoinStateLost
+from stream.flink_rest import FlinkRest
 from stream.plan import flink_settings, statements
+from stream.remote import Cluster, RemoteJob, submission_settings
 from stream.restore import (
+    SavedState,
     check_mode,
+    check_shape,
     forget_finished,
     reached_watermark_ms,
-    retained_checkpoints,
+    read_shape,
+    require_newest,
+    saved_states,
+    shape_of,
+    write_shape,
 )
+from stream.savepoint import RunningAt, write_running
 from stream.tether import lock_state_dir, tether
 
 JAR_NAMES = (
@@ -98,11 +108,16 @@ class JoinJob:
         bounded: bool,
         rest_port: int,
         has_run: Callable[[], bool],
+        cluster: Cluster | None = None,
+        restore: Path | None = None,
     ) -> None:
-        """Plan and submit. `has_run` says whether the join's group has committed offsets.
+        """Plan and submit. `has_run` says whether the join's group has committed offsets;
+        `cluster` = run there instead of in a JVM of our own; `restore` = the state to start from,
+        which must be the newest, where it is not to be found by itself.
 
-        Raises JoinFailed with the last cause, JoinStateLost if the join has run before but no
-        checkpoint of it is here: starting afresh would write every sample a second time.
+        Raises JoinFailed with the last cause; JoinStateLost if the join has run before but no
+        state of it is here: starting afresh would write every sample a second time; JoinPlanUnknown
+        and JoinConfigChanged if its state does not fit this release or config; SavepointOld.
         """
         self._log_dir = (state_dir / "logs").resolve()
         self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -111,9 +126,12 @@ class JoinJob:
         check_mode(state_dir, bounded=bounded)
         forget_finished(state_dir)
         tables = self._start_jvm()
-        self.restored_from = _newest_readable(state_dir)
-        if self.restored_from is None and has_run():
+        asked = None if restore is None else require_newest(state_dir, restore.resolve())
+        saved = asked or _newest_readable(state_dir)
+        self.restored_from = None if saved is None else saved.path
+        if saved is None and has_run():
             raise JoinStateLost(state_dir)
+        self._settle_shape(config, state_dir, saved)
         settings = flink_settings(
             config,
             state_dir=state_dir,
@@ -125,6 +143,10 @@ class JoinJob:
             if self.restored_from is None
             else reached_watermark_ms(config, bootstrap),
         )
+        if saved is not None and saved.is_savepoint:  # ours to keep, not Flink's to delete
+            settings["execution.state-recovery.claim-mode"] = "NO_CLAIM"
+        if cluster is not None:
+            settings = submission_settings(settings, cluster)
         try:
             environment = tables(settings)
             result = None
@@ -135,19 +157,36 @@ class JoinJob:
         assert result is not None
         self._client = result.get_job_client()
         self.job_id = str(self._client.get_job_id())
+        rest = cluster.url if cluster is not None else f"http://127.0.0.1:{rest_port}"
+        write_running(state_dir, RunningAt(rest=rest, job_id=self.job_id, pid=os.getpid()))
+        self._remote = None if cluster is None else RemoteJob(FlinkRest(rest), self.job_id)
         self.net_runtime_ms: int | None = None
         """Of a bounded run that has ended: from Flink's start of the job to its end, without the
         start of the JVM and the planning."""
 
     def plan(self, config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
-        """The SQL to run, the INSERT last; a benchmark's peer brings its own."""
-        return statements(config, bootstrap, bounded=bounded)
+        """The SQL to run, what starts the job last; a benchmark's peer brings its own."""
+        *tables, _insert = statements(config, bootstrap, bounded=bounded)
+        path = self._log_dir / "plan.json"
+        path.write_text(self._plan.render(config), encoding="utf-8")
+        return [*tables, f"EXECUTE PLAN '{path}'"]
+
+    def _settle_shape(self, config: Config, state_dir: Path, saved: SavedState | None) -> None:
+        """Choose the plan that the state belongs to, and note what the state is about."""
+        before = None if saved is None else read_shape(state_dir)
+        self._plan = plan_for(None if before is None else before.plan)
+        shape = shape_of(config, self._plan.name)
+        if before is not None:
+            check_shape(before, shape)
+        write_shape(state_dir, shape)
 
     def wait(self, stopping: Callable[[], bool]) -> bool:
         """Block until the bounded input is joined (True) or `stopping()` is true (False).
 
         Raises JoinFailed with the last cause when the job failed.
         """
+        if self._remote is not None:
+            return self._remote.wait(stopping)
         try:
             ended = self._client.get_job_execution_result()
             while not ended.done():
@@ -163,6 +202,9 @@ class JoinJob:
 
     def cancel(self, timeout_seconds: float = 5.0) -> None:
         """Stop the job and keep its newest checkpoint; gives up quietly, a crash is as good."""
+        if self._remote is not None:
+            self._remote.cancel()
+            return
         deadline = time.monotonic() + timeout_seconds
         try:
             cancelled = self._client.cancel()
@@ -203,7 +245,7 @@ class JoinJob:
             causes += [cause for cause in _CAUSE.findall(text) if not _NOISE.search(cause)]
         return causes
 
-    def _failure(self, error: Exception) -> JoinFailed:
+    def _failure(self, error: Exception) -> JoinFailed | JoinPlanUnknown:
         text = str(error)
         causes = _CAUSE.findall(text)
         lines = [line.removeprefix(": ") for line in text.strip().splitlines() if line]
@@ -212,6 +254,8 @@ class JoinJob:
         if causes and not own:
             own = self._logged_causes()
         reason = (own or causes or told or [repr(error)])[-1]
+        if "Cannot map checkpoint/savepoint state" in text:
+            return JoinPlanUnknown(self._plan.name, "its operators are not in this job")
         hint = next((hint for sign, hint in _HINTS if sign in text), None)
         return JoinFailed(reason, hint=hint, log=self._log_dir)
 
@@ -228,22 +272,23 @@ def _write_log_settings(log_dir: Path) -> None:
     os.environ["FLINK_CONF_DIR"] = str(folder)
 
 
-def _newest_readable(state_dir: Path) -> Path | None:
-    """The newest retained checkpoint whose metadata Flink can read to its end."""
+def _newest_readable(state_dir: Path) -> SavedState | None:
+    """The newest checkpoint or savepoint whose metadata Flink can read to its end."""
     from pyflink.java_gateway import get_gateway
 
     jvm = get_gateway().jvm
     checkpoints = jvm.org.apache.flink.runtime.checkpoint.Checkpoints
     loader = jvm.Thread.currentThread().getContextClassLoader()
-    for path in retained_checkpoints(state_dir):
-        metadata = path.resolve() / "_metadata"
+    for saved in saved_states(state_dir):
+        path = saved.path.resolve()
+        metadata = path / "_metadata"
         stream = jvm.java.io.DataInputStream(jvm.java.io.FileInputStream(str(metadata)))
         try:
             checkpoints.loadCheckpointMetadata(stream, loader, str(path))
         except Exception as error:  # noqa: BLE001  py4j's class; anything unreadable is skipped
             _log.warning("checkpoint_incomplete", path=str(path), error=str(error).split("\n")[0])
         else:
-            return path.resolve()
+            return SavedState(saved.number, path, saved.is_savepoint)
         finally:
             stream.close()
     return None

@@ -33,6 +33,7 @@ VERDICTS = {
 }
 """Where every event of a stream ends, as the operator counts it since it last started."""
 _OURS = re.compile(r"\.headwater\.(\w+)$")
+_CLOCK = re.compile(r"\.headwater_clock\.(impressions|conversions)\.(\d+)\.(\w+)$")
 _UNSET_MS = -(2**63)
 _log = structlog.get_logger()
 
@@ -40,8 +41,8 @@ _log = structlog.get_logger()
 class JoinMetrics(Collector):
     """Asks Flink's REST at each scrape; while it does not answer there are no join metrics."""
 
-    def __init__(self, rest_port: int, job_id: str) -> None:
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{rest_port}", timeout=2.0)
+    def __init__(self, rest: str, job_id: str) -> None:
+        self._client = httpx.Client(base_url=rest, timeout=2.0)
         self._job = f"/jobs/{job_id}"
 
     def unhealthy(self) -> str | None:
@@ -66,16 +67,57 @@ class JoinMetrics(Collector):
         )
         count.add_metric([], sum(float(found["value"]) for found in restarts))
         yield count
+        clocks: dict[tuple[str, tuple[str, ...]], str] = {}
         for vertex in job["vertices"]:
             path = f"{self._job}/vertices/{vertex['id']}"
-            ids = {
-                match.group(1): found["id"]
-                for found in self._ask(f"{path}/subtasks/metrics")
-                if (match := _OURS.search(found["id"]))
+            listed = [found["id"] for found in self._ask(f"{path}/subtasks/metrics")]
+            ids = {match.group(1): found for found in listed if (match := _OURS.search(found))}
+            clocks |= {
+                (path, match.groups()): found for found in listed if (match := _CLOCK.search(found))
             }
             if ids:
                 yield from _operator_metrics(self._aggregates(path, ids))
                 yield from self._watermark(path)
+        yield from self._clocks(clocks)
+
+    def _clocks(self, clocks: dict[tuple[str, tuple[str, ...]], str]) -> Iterator[Metric]:
+        """Event time partition by partition, as the sources see it."""
+        now = time.time()
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
+            "running_ms": GaugeMetricFamily(
+                "headwater_partition_event_timestamp_seconds",
+                "Running event time of the partition",
+                labels=["stream", "partition"],
+            ),
+            "seen_wall_ms": GaugeMetricFamily(
+                "headwater_partition_idle_seconds",
+                "Since the join read the partition's newest event",
+                labels=["stream", "partition"],
+            ),
+            "future_events": CounterMetricFamily(
+                "headwater_partition_future_events",
+                "Events from the future, which do not move the watermark",
+                labels=["stream", "partition"],
+            ),
+            "behind_ms": GaugeMetricFamily(
+                "headwater_partition_behind_seconds",
+                "Farthest event of the last minute behind the running event time",
+                labels=["stream", "partition"],
+            ),
+        }
+        for path in {path for path, _ in clocks}:
+            own = {found: of for (at, of), found in clocks.items() if at == path}
+            answer = self._ask(f"{path}/subtasks/metrics", get=",".join(own), agg="max")
+            for found in answer:
+                stream, partition, name = own[found["id"]]
+                value = float(found["max"])
+                if name == "seen_wall_ms":
+                    value = max(0.0, now - value / 1000)
+                elif name != "future_events":
+                    value /= 1000
+                if name in families:
+                    families[name].add_metric([stream, partition], value)
+        yield from families.values()
 
     def _aggregates(self, path: str, ids: dict[str, str]) -> dict[str, dict[str, float]]:
         """Our name -> {sum, max} over the operator's subtasks."""
@@ -133,10 +175,10 @@ def _operator_metrics(found: dict[str, dict[str, float]]) -> Iterator[Metric]:
     yield latency
 
 
-def serve_metrics(config: Config, bootstrap: str, port: int, rest_port: int, job_id: str) -> int:
+def serve_metrics(config: Config, bootstrap: str, port: int, rest: str, job_id: str) -> int:
     """Serve until the process ends; returns the real port. Raises OSError when it is taken."""
     registry = CollectorRegistry()
-    metrics = JoinMetrics(rest_port, job_id)
+    metrics = JoinMetrics(rest, job_id)
     registry.register(metrics)
     group = join_group(config)
     offsets = committed_offsets(config, bootstrap, group, STREAMS)

@@ -41,7 +41,7 @@ def flink_settings(
     """
     join = config.join
     settings = {
-        "pipeline.name": f"headwater join {config.kafka.topic_prefix}",
+        "pipeline.name": job_name(config),
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
         "pipeline.auto-watermark-interval": f"{_WATERMARK_INTERVAL_MS} ms",
@@ -74,6 +74,9 @@ def flink_settings(
         "table.exec.source.idle-timeout": f"{0 if bounded else join.idle_timeout} ms",
         "table.exec.sink.upsert-materialize": "NONE",
         "table.local-time-zone": "UTC",
+        # A compiled plan names tables; what they are is said by this run's statements.
+        "table.plan.compile.catalog-objects": "IDENTIFIER",
+        "table.plan.restore.catalog-objects": "IDENTIFIER",
     }
     if join.state_backend == "rocksdb":
         settings |= {
@@ -85,6 +88,11 @@ def flink_settings(
         settings["execution.state-recovery.path"] = restore_from
         settings["execution.state-recovery.claim-mode"] = "CLAIM"
     return settings
+
+
+def job_name(config: Config) -> str:
+    """Flink's name of the job; one join per name may run on a cluster."""
+    return f"headwater join {config.kafka.topic_prefix}"
 
 
 def statements(config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
@@ -132,7 +140,7 @@ def _source(config: Config, bootstrap: str, stream: Stream, *, bounded: bool) ->
         source_offset BIGINT METADATA FROM 'offset' VIRTUAL,
         produced TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
         clock_ms AS {clock},
-        passed AS TO_TIMESTAMP_LTZ({clock} - {behind_ms}, 3),
+        passed AS TO_TIMESTAMP_LTZ({clock} - CAST({behind_ms} AS BIGINT), 3),
         WATERMARK FOR passed AS passed
     ) WITH ({_with(options)})"""
 

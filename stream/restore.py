@@ -1,42 +1,85 @@
-"""Which retained checkpoint the next run of the join starts from.
+"""Which state the next run of the join starts from: a retained checkpoint or a savepoint.
+
+Both carry the number of the checkpoint that they are; numbers go on across restarts, since each run
+restores the one before. The largest is the newest, and the only one to start from: whatever came
+after an older one is committed already and would be written a second time.
+
+Flink writes a state's `_metadata` last, so a directory without it never completed. A `_metadata`
+cut short by a crash did not complete either: its transactions were not committed, so the one before
+it is the newest that counts. `job` checks that with Flink's own reader.
 
 A restored job also has no watermark until every partition has brought an event: for that long late
 events would pass for timely ones, and duplicates of events long decided for new ones. The outputs
 say which watermark had been reached (`reached_watermark_ms`).
-
-Flink writes a checkpoint's `_metadata` last, so a checkpoint directory without it never completed.
-A `_metadata` cut short by a crash did not complete either: its transactions were not committed, so
-the one before it is the newest that counts. `job` checks that with Flink's own reader.
 """
 
 from __future__ import annotations
 
-import re
+import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from settings.config import Config
-from stream.errors import JoinModeChanged
+from stream.errors import JoinConfigChanged, JoinModeChanged, SavepointOld
 from topics.names import JOIN_OUTPUTS
 from topics.scan import end_offsets, read_to_end
 
 _TAIL_RECORDS = 50
 _END_OF_INPUT_MS = 2**62
-_NUMBER = re.compile(r"chk-(\d+)")
+_MAGIC = 0x4960672D
+_HEAD = struct.Struct(">iiq")
+"""How `_metadata` begins: magic number, format version, checkpoint id."""
 
 
-def retained_checkpoints(state_dir: Path) -> Iterator[Path]:
-    """Directories of the retained checkpoints under `state_dir`, newest first.
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A complete state of the join on disk."""
 
-    Numbers go on across restarts, since each run restores the one before: the largest is newest.
-    """
-    found: list[tuple[int, float, Path]] = []
-    for metadata in (state_dir / "checkpoints").glob("*/chk-*/_metadata"):
-        match = _NUMBER.fullmatch(metadata.parent.name)
-        if match and metadata.stat().st_size > 0:
-            found.append((int(match.group(1)), metadata.stat().st_mtime, metadata.parent))
-    for _, _, path in sorted(found, reverse=True):
-        yield path
+    number: int
+    path: Path
+    is_savepoint: bool
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What kept state is about: with another one it would be read wrongly, or be judged by rules
+    that its outputs did not follow. Written beside the state by every run."""
+
+    windows_ms: dict[str, int]
+    policy: str
+    elapsed_ms: int
+    topic_prefix: str
+    events_prefix: str
+    plan: str = ""
+    """Name of the compiled plan that the state's operators belong to (`stream.compiled`)."""
+
+
+def saved_states(state_dir: Path) -> Iterator[SavedState]:
+    """Every complete state under `state_dir`, newest first."""
+    found: list[tuple[int, float, SavedState]] = []
+    patterns = (("checkpoints/*/chk-*/_metadata", False), ("savepoints/*/_metadata", True))
+    for pattern, is_savepoint in patterns:
+        for metadata in state_dir.glob(pattern):
+            number = _checkpoint_number(metadata)
+            if number is not None:
+                saved = SavedState(number, metadata.parent, is_savepoint)
+                found.append((number, metadata.stat().st_mtime, saved))
+    for _, _, saved in sorted(found, key=lambda entry: entry[:2], reverse=True):
+        yield saved
+
+
+def require_newest(state_dir: Path, asked: Path) -> SavedState:
+    """The state at `asked`, if nothing newer is kept. Raises SavepointOld, with what is newer, and
+    JoinConfigChanged where there is no state at `asked`."""
+    number = _checkpoint_number(asked / "_metadata")
+    if number is None:
+        raise JoinConfigChanged(f"{asked} holds no complete savepoint or checkpoint")
+    newest = next(saved_states(state_dir), None)
+    if newest is not None and newest.number > number:
+        raise SavepointOld(asked, newest.path)
+    return SavedState(number, asked, is_savepoint=not asked.name.startswith("chk-"))
 
 
 def reached_watermark_ms(config: Config, bootstrap: str) -> int:
@@ -55,11 +98,71 @@ def reached_watermark_ms(config: Config, bootstrap: str) -> int:
     return reached
 
 
+def shape_of(config: Config, plan: str) -> Shape:
+    """The shape of a run with this config."""
+    return Shape(
+        windows_ms={kind: spec.window for kind, spec in config.kinds.items()},
+        policy=config.join.policy,
+        elapsed_ms=config.join.elapsed,
+        topic_prefix=config.kafka.topic_prefix,
+        events_prefix=config.kafka.events_prefix,
+        plan=plan,
+    )
+
+
+def read_shape(state_dir: Path) -> Shape | None:
+    """What the last run here wrote; None before the first."""
+    try:
+        return msgspec.json.decode((state_dir / "shape.json").read_bytes(), type=Shape)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_shape(state_dir: Path, shape: Shape) -> None:
+    part = state_dir / "shape.json.part"
+    part.write_bytes(msgspec.json.encode(shape) + b"\n")
+    part.replace(state_dir / "shape.json")
+
+
+def check_shape(before: Shape, now: Shape) -> None:
+    """Raise JoinConfigChanged if state of shape `before` cannot go on under `now`.
+
+    A kind may be added, if its window is not longer than the longest one so far; everything else of
+    the shape stays. What is not in the shape may change at any restart.
+    """
+    told: list[str] = []
+    for kind, window_ms in before.windows_ms.items():
+        if kind not in now.windows_ms:
+            told.append(f"kinds.{kind} is gone")
+        elif now.windows_ms[kind] != window_ms:
+            told.append(f"kinds.{kind}.window was {window_ms} ms, is {now.windows_ms[kind]} ms")
+    longest_ms = max(before.windows_ms.values())
+    told += [
+        f"kinds.{kind}.window is {window_ms} ms, longer than any before ({longest_ms} ms)"
+        for kind, window_ms in now.windows_ms.items()
+        if kind not in before.windows_ms and window_ms > longest_ms
+    ]
+    for name, path in _PATHS.items():
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            told.append(f"{path} was {old!r}, is {new!r}")
+    if told:
+        raise JoinConfigChanged("; ".join(told))
+
+
+_PATHS = {
+    "policy": "join.policy",
+    "elapsed_ms": "join.elapsed (ms)",
+    "topic_prefix": "kafka.topic_prefix",
+    "events_prefix": "kafka.events_prefix",
+}
+
+
 def check_mode(state_dir: Path, *, bounded: bool) -> None:
     """Raise JoinModeChanged if the state here was made by a run of the other mode."""
     now = "bounded" if bounded else "unbounded"
     note = state_dir / "mode"
-    if any(retained_checkpoints(state_dir)) and note.exists():
+    if any(saved_states(state_dir)) and note.exists():
         before = note.read_text(encoding="utf-8").strip()
         if before != now:
             raise JoinModeChanged(state_dir, before, now)
@@ -73,3 +176,16 @@ def forget_finished(state_dir: Path) -> None:
             for folder in sorted((p for p in run.rglob("*") if p.is_dir()), reverse=True):
                 folder.rmdir()
             run.rmdir()
+
+
+def _checkpoint_number(metadata: Path) -> int | None:
+    """The checkpoint id in a `_metadata` file; None where there is none, or it is cut short."""
+    try:
+        with metadata.open("rb") as file:
+            head = file.read(_HEAD.size)
+    except OSError:
+        return None
+    if len(head) < _HEAD.size:
+        return None
+    magic, _, number = _HEAD.unpack(head)
+    return int(number) if magic == _MAGIC else None

@@ -22,8 +22,7 @@ from prometheus_client.registry import Collector
 from settings.config import Config
 from topics.client import consumer_settings
 from topics.errors import TopicError, kafka_errors
-from topics.names import partition_count
-from topics.scan import Partition, scan_group
+from topics.scan import Partition, partitions_of, scan_group
 
 Lag = tuple[int, float]
 """(records, seconds)."""
@@ -103,7 +102,7 @@ class LagMonitor(Collector):
         lags: dict[Partition, Lag] = {}
         waiting: dict[Partition, tuple[int, int]] = {}
         for name in self._names:
-            for partition in range(partition_count(self._config, name)):
+            for partition in partitions_of(self._consumer, self._config, name):
                 where = TopicPartition(self._config.topic(name), partition)
                 with kafka_errors(f"asking for the end of {where.topic}"):
                     found = self._consumer.get_watermark_offsets(where, timeout=10)
@@ -121,13 +120,14 @@ class LagMonitor(Collector):
             [TopicPartition(self._config.topic(n), p, o) for (n, p), (o, _) in waiting.items()]
         )
         found: dict[Partition, Lag] = {}
+        names_of = {self._config.topic(name): name for name in self._names}
         deadline = time.monotonic() + 5
         while waiting and time.monotonic() < deadline and not self._stopping.is_set():
             message = self._consumer.poll(0.2)
             if message is None or message.topic() is None:
                 continue
             topic, partition = str(message.topic()), message.partition() or 0
-            at = (topic.removeprefix(self._config.topic("")), partition)
+            at = (names_of[topic], partition)
             error = message.error()
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
                 continue
@@ -144,17 +144,18 @@ def committed_offsets(
 ) -> Callable[[], Mapping[Partition, int]]:
     """A reader of the offsets that `group` has committed; partitions without one are left out."""
     consumer = Consumer(consumer_settings(config, bootstrap, group))
-    partitions = [
-        TopicPartition(config.topic(name), partition)
-        for name in names
-        for partition in range(partition_count(config, name))
-    ]
+    names_of = {config.topic(name): name for name in names}
 
     def read() -> Mapping[Partition, int]:
+        partitions = [
+            TopicPartition(topic, partition)
+            for topic, name in names_of.items()
+            for partition in partitions_of(consumer, config, name)
+        ]
         with kafka_errors(f"reading the committed offsets of group {group}"):
             committed = consumer.committed(partitions, timeout=10)
         return {
-            (found.topic.removeprefix(config.topic("")), found.partition): found.offset
+            (names_of[found.topic], found.partition): found.offset
             for found in committed
             if found.offset >= 0
         }

@@ -16,6 +16,10 @@ ORPHANS: Final = "orphans"
 DUPLICATES: Final = "duplicates"
 UNDECODABLE: Final = "undecodable"
 MANIFEST: Final = "manifest"
+REPROCESSED: Final = "reprocessed"
+"""Which late and undecodable events were sent through again; see `stream.reprocess`."""
+POINTER: Final = "pointer"
+"""Which stack's representations readers of this one follow; see `topics.pointer`."""
 
 Kind = Literal["user", "item", "cross"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -29,7 +33,14 @@ SIDE_TOPICS: Final = (LATE, ORPHANS, DUPLICATES, UNDECODABLE)
 """Original bytes of events that end in no sample, with the reason in `hw_reason`."""
 JOIN_OUTPUTS: Final = (SAMPLES, ATTRIBUTIONS, *SIDE_TOPICS)
 REPRESENTATION_TOPICS: Final = tuple(f"representations.{kind}" for kind in KINDS)
-ALL_TOPICS: Final = (*EVENT_TOPICS, *JOIN_OUTPUTS, *REPRESENTATION_TOPICS, MANIFEST)
+ALL_TOPICS: Final = (
+    *EVENT_TOPICS,
+    *JOIN_OUTPUTS,
+    *REPRESENTATION_TOPICS,
+    MANIFEST,
+    REPROCESSED,
+    POINTER,
+)
 
 RECORD_OVERHEAD_BYTES: Final = 64 * 1024
 """Room beside an event's bytes for what the join adds: labels, headers, batch framing."""
@@ -52,8 +63,10 @@ def record_bytes_max(config: Config) -> int:
 
 
 def partition_count(config: Config, name: str) -> int:
-    """Partitions of the topic `name`. Manifests are totally ordered, so theirs has one."""
-    return 1 if name == MANIFEST else config.kafka.partitions
+    """Partitions of the topic `name` as headwater creates it. Manifests and pointers are totally
+    ordered, so theirs have one. An event topic may have grown since: `topics.scan.partitions_of`
+    asks."""
+    return 1 if name in (MANIFEST, POINTER) else config.kafka.partitions
 
 
 def topic_settings(config: Config, name: str) -> Mapping[str, str]:
@@ -67,7 +80,7 @@ def topic_settings(config: Config, name: str) -> Mapping[str, str]:
         "message.timestamp.type": "CreateTime",
         "max.message.bytes": str(record_bytes_max(config)),
     }
-    if name in REPRESENTATION_TOPICS or name == MANIFEST:
+    if name in (*REPRESENTATION_TOPICS, MANIFEST, POINTER):
         return settings | {
             "cleanup.policy": "compact",
             "min.compaction.lag.ms": "60000",

@@ -12,7 +12,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 from settings.config import Config
 from topics.client import consumer_settings
 from topics.errors import TopicUnavailable, TopicUnknown, kafka_errors, topic_error
-from topics.names import partition_count
+from topics.names import EVENT_TOPICS, partition_count
 
 Partition = tuple[str, int]
 """(topic without prefix, partition)."""
@@ -23,6 +23,18 @@ _STALL_SECONDS = 30.0
 def scan_group(config: Config) -> str:
     """A group id of one's own: assignment is manual and nothing is committed under it."""
     return f"{config.kafka.topic_prefix}.scan.{uuid.uuid4().hex[:12]}"
+
+
+def partitions_of(client: Consumer, config: Config, name: str) -> range:
+    """Partitions of the topic `name`: an event topic may have more than headwater made it with, and
+    `client` asks the broker. Raises TopicUnavailable."""
+    made = partition_count(config, name)
+    if name not in EVENT_TOPICS:
+        return range(made)
+    topic = config.topic(name)
+    with kafka_errors(f"counting the partitions of {topic}"):
+        found = client.list_topics(topic, timeout=_STALL_SECONDS).topics[topic]
+    return range(max(made, len(found.partitions)))
 
 
 def end_offsets(
@@ -37,7 +49,7 @@ def end_offsets(
         return {
             (name, partition): _watermarks(consumer, config.topic(name), partition)[1]
             for name in names
-            for partition in range(partition_count(config, name))
+            for partition in partitions_of(consumer, config, name)
         }
     finally:
         consumer.close()
@@ -66,7 +78,7 @@ def read_to_end(
         ends: dict[Partition, int] = {}
         assignment: list[TopicPartition] = []
         for name in names:
-            for partition in range(partition_count(config, name)):
+            for partition in partitions_of(consumer, config, name):
                 low, end = _watermarks(consumer, config.topic(name), partition)
                 end = min(end, (until or {}).get((name, partition), end))
                 low = max(low, (start or {}).get((name, partition), low))
@@ -74,15 +86,18 @@ def read_to_end(
                     ends[name, partition] = end
                     assignment.append(TopicPartition(config.topic(name), partition, low))
         consumer.assign(assignment)
-        yield from _read(consumer, config, ends, stopped)
+        names_of = {config.topic(name): name for name in names}
+        yield from _read(consumer, names_of, ends, stopped)
     finally:
         consumer.close()
 
 
 def _read(
-    consumer: Consumer, config: Config, ends: dict[Partition, int], stopped: Callable[[], bool]
+    consumer: Consumer,
+    names_of: Mapping[str, str],
+    ends: dict[Partition, int],
+    stopped: Callable[[], bool],
 ) -> Iterator[tuple[str, Message]]:
-    prefix_length = len(config.topic(""))
     heard = time.monotonic()
     while ends and not stopped():
         messages = consumer.consume(4096, 0.1)
@@ -99,7 +114,7 @@ def _read(
                 if error is not None and not error.retriable() and error.fatal():
                     raise topic_error(error, "reading")
                 continue
-            at = (topic[prefix_length:], partition)
+            at = (names_of[topic], partition)
             end = ends.get(at)
             if error is not None:
                 if error.code() != KafkaError._PARTITION_EOF:

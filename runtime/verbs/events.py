@@ -21,8 +21,8 @@ from runtime.producing import EventProducer, Pace, event_time_ms
 from runtime.rendering import json_line, text_line
 from topics.client import consumer_settings
 from topics.errors import topic_error
-from topics.names import ALL_TOPICS, partition_count
-from topics.scan import read_to_end, scan_group
+from topics.names import ALL_TOPICS
+from topics.scan import partitions_of, read_to_end, scan_group
 
 produce_app = typer.Typer(
     help="Send events, one JSON object per line, as they are.",
@@ -94,7 +94,7 @@ def consume(
 def _follow(at: Connection, name: str) -> Iterator[tuple[str, Message]]:
     consumer = Consumer(consumer_settings(at.config, at.bootstrap, scan_group(at.config)))
     topic = at.config.topic(name)
-    partitions = range(partition_count(at.config, name))
+    partitions = partitions_of(consumer, at.config, name)
     try:
         consumer.assign([TopicPartition(topic, p, OFFSET_BEGINNING) for p in partitions])
         while True:

@@ -16,6 +16,7 @@ from runtime.connection import DIR_OPTION
 from runtime.run_state import require_run
 from runtime.stack import Stack
 from runtime.supervisor import StackFailed
+from stream.savepoint import request as request_savepoint
 
 _log = structlog.get_logger("headwater")
 _DOWN_TIMEOUT_S = 90.0
@@ -71,9 +72,16 @@ def up(
         typer.echo("stopped: every process has ended")
 
 
-def down(directory: Path = DIR_OPTION) -> None:
+def down(
+    directory: Path = DIR_OPTION,
+    savepoint: bool = typer.Option(
+        False, "--savepoint", help="End the join with a savepoint: before an upgrade."
+    ),
+) -> None:
     """Stop the stack of --dir and wait until all its processes have ended."""
     run = require_run(directory)
+    if savepoint:
+        request_savepoint(directory / "join")
     process = psutil.Process(run.pid)
     process.send_signal(signal.SIGTERM)
     try:

@@ -2,6 +2,8 @@ package dev.headwater.join;
 
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
+import org.apache.flink.metrics.MetricGroup;
+import org.apache.flink.table.functions.FunctionContext;
 import org.apache.flink.table.functions.ScalarFunction;
 
 /**
@@ -18,6 +20,12 @@ public final class EventClock extends ScalarFunction {
       ThreadLocal.withInitial(ConcurrentHashMap::new);
 
   private transient Map<Long, PartitionClock> clocks;
+  private transient MetricGroup metrics;
+
+  @Override
+  public void open(FunctionContext context) {
+    metrics = context.getMetricGroup();
+  }
 
   /** `stream` is 0 for impressions, 1 for conversions; partition and offset come from Kafka. */
   public Long eval(
@@ -25,10 +33,26 @@ public final class EventClock extends ScalarFunction {
     if (clocks == null) {
       clocks = CLOCKS.get();
     }
-    PartitionClock clock =
-        clocks.computeIfAbsent(
-            ((long) stream << 32) | partition, missing -> new PartitionClock(futureBoundMs));
+    PartitionClock clock = clocks.get(((long) stream << 32) | partition);
+    if (clock == null) {
+      clock = new PartitionClock(futureBoundMs);
+      clocks.put(((long) stream << 32) | partition, clock);
+      show(clock, stream == 1 ? "conversions" : "impressions", partition);
+    }
     return clock.accepts(offset, eventMs, System.currentTimeMillis()) ? eventMs : null;
+  }
+
+  /** Of the two instances, whichever sees the partition first; both are of one task. */
+  private void show(PartitionClock clock, String stream, int partition) {
+    if (metrics == null) {
+      return;
+    }
+    MetricGroup group =
+        metrics.addGroup("headwater_clock").addGroup(stream).addGroup(String.valueOf(partition));
+    group.gauge("running_ms", clock::runningMs);
+    group.gauge("seen_wall_ms", clock::seenWallMs);
+    group.gauge("future_events", clock::futureEvents);
+    group.gauge("behind_ms", clock::behindMs);
   }
 
   @Override

@@ -10,6 +10,8 @@ package dev.headwater.join;
  */
 final class PartitionClock {
   static final int GAP_EVENTS = 100;
+  /** How long the farthest event behind is remembered, for a metric. */
+  private static final long BEHIND_KEPT_MS = 60_000;
 
   private final long boundMs;
   private long runningMs = -1;
@@ -19,6 +21,12 @@ final class PartitionClock {
   private int futureRun;
   private long futureLowMs;
   private long futureHighMs;
+  // Read by the metrics' threads; only the task's thread writes.
+  private volatile long shownRunningMs = -1;
+  private volatile long seenWallMs = -1;
+  private volatile long futureEvents;
+  private volatile long behindMs;
+  private volatile long behindWallMs;
 
   PartitionClock(long boundMs) {
     this.boundMs = boundMs;
@@ -32,8 +40,43 @@ final class PartitionClock {
     if (offset != lastOffset) {
       lastOffset = offset;
       lastAccepted = judge(eventMs, wallMs);
+      note(eventMs, wallMs);
     }
     return lastAccepted;
+  }
+
+  /** The greatest accepted event time; -1 before the first. */
+  long runningMs() {
+    return shownRunningMs;
+  }
+
+  /** Wall clock at which the newest event was read; -1 before the first. */
+  long seenWallMs() {
+    return seenWallMs;
+  }
+
+  /** Events judged to be from the future. */
+  long futureEvents() {
+    return futureEvents;
+  }
+
+  /** How far the farthest accepted event of the last minute lay behind the running time. */
+  long behindMs() {
+    return System.currentTimeMillis() - behindWallMs > BEHIND_KEPT_MS ? 0 : behindMs;
+  }
+
+  private void note(long eventMs, long wallMs) {
+    seenWallMs = wallMs;
+    if (!lastAccepted) {
+      futureEvents++;
+      return;
+    }
+    shownRunningMs = runningMs;
+    long behind = runningMs - eventMs;
+    if (behind > 0 && (behind >= behindMs || wallMs - behindWallMs > BEHIND_KEPT_MS)) {
+      behindMs = behind;
+      behindWallMs = wallMs;
+    }
   }
 
   private boolean judge(long eventMs, long wallMs) {

@@ -1,0 +1,120 @@
+"""`headwater reprocess undecodable`: events whose bytes the join refused, sent in once more.
+
+What was fixed is the config (a kind added, `events.bytes_max` raised) or a clock that was ahead.
+Each event's original bytes go to their source topic again as a new source record, keyed by the pair
+that they now decode to. The join judges it anew, and so does the audit, which counts it as one more
+event in; the record that it repeats stays what it was. Bytes that the rules still refuse are not
+sent, and are looked at again by the next run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from settings.config import Config
+from stream.asides import Aside, AsideTopic, Record, origin, read_asides, send_once
+from stream.restore import reached_watermark_ms
+from topics.conversion import decode_conversion
+from topics.errors import RecordInvalid
+from topics.event import event_key
+from topics.impression import decode_impression_head
+from topics.names import IMPRESSIONS
+
+_SHOWN = 20
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that was not sent again, and what the rules still have against it."""
+
+    stream: str
+    partition: int
+    offset: int
+    reason: str
+
+
+class Reprocessed(msgspec.Struct, kw_only=True):
+    """What a run did. `dry_run`: what it would have done."""
+
+    topic: AsideTopic
+    waiting: int
+    """Put aside and never sent again, within --since and --limit."""
+    already: int
+    """Sent again by earlier runs."""
+    sent: int
+    """Events sent through again now."""
+    records: int
+    """Records written for them, without the marks."""
+    refused: list[Refused]
+    """The first of those not sent."""
+    refused_total: int
+    dry_run: bool
+
+
+def reprocess_undecodable(
+    config: Config,
+    bootstrap: str,
+    *,
+    since_ms: int = 0,
+    limit: int | None = None,
+    dry_run: bool = False,
+) -> Reprocessed:
+    """Send what now decodes. `limit` bounds how many are sent. Raises TopicError."""
+    asides, already = read_asides(config, bootstrap, "undecodable", since_ms=since_ms)
+    running_ms = reached_watermark_ms(config, bootstrap) + config.join.lateness
+    bound_ms = config.events.future_bound
+    newest_ms = time.time_ns() // 1_000_000 + bound_ms
+    if running_ms >= config.join.lateness:
+        newest_ms = min(newest_ms, running_ms + bound_ms)
+    fits: list[tuple[Aside, list[Record]]] = []
+    refused: list[Refused] = []
+    for aside in asides:
+        try:
+            key = _key(config, aside, newest_ms)
+        except RecordInvalid as invalid:
+            stream, partition, offset = aside.source
+            refused.append(
+                Refused(stream=stream, partition=partition, offset=offset, reason=str(invalid))
+            )
+        else:
+            fits.append((aside, [(aside.source[0], key, aside.value, list(_headers(aside)))]))
+    fits = fits[:limit]
+    sent, records = (len(fits), len(fits)) if dry_run else send_once(config, bootstrap, fits)
+    return Reprocessed(
+        topic="undecodable",
+        waiting=len(asides),
+        already=already,
+        sent=sent,
+        records=records,
+        refused=refused[:_SHOWN],
+        refused_total=len(refused),
+        dry_run=dry_run,
+    )
+
+
+def _key(config: Config, aside: Aside, newest_ms: int) -> bytes:
+    """The Kafka key of the event in these bytes. Raises RecordInvalid where there is still none."""
+    value = aside.value
+    if value is None:
+        raise RecordInvalid("expected an event, got no bytes")
+    if aside.reason.startswith("size:"):
+        raise RecordInvalid("only its first bytes were kept: send it from where it came")
+    if len(value) > config.events.bytes_max:
+        raise RecordInvalid(f"expected at most {config.events.bytes_max} bytes, got {len(value)}")
+    event = (
+        decode_impression_head(value)
+        if aside.source[0] == IMPRESSIONS
+        else decode_conversion(value, frozenset(config.kinds))
+    )
+    if event.event_ms > newest_ms:
+        raise RecordInvalid(
+            f"still from the future: expected event_ms up to {newest_ms}, got {event.event_ms}"
+        )
+    return event_key(event.user_id, event.item_id)
+
+
+def _headers(aside: Aside) -> Iterator[tuple[str, bytes]]:
+    yield origin(aside)
+    yield "hw_produced_ms", str(aside.produced_ms).encode("ascii")

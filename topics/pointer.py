@@ -1,0 +1,77 @@
+"""Topic `pointer`: which stack's representations the readers of this one follow. One key; the
+newest record counts, none = its own.
+
+`headwater switch NAME` writes it once the replayed stack has published; readers in every process
+move over to its topics by themselves, and back when it points back.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+from confluent_kafka import KafkaException, Producer
+
+from settings.config import Config
+from topics.client import producer_settings
+from topics.errors import RecordInvalid, TopicUnavailable, topic_error
+from topics.names import POINTER
+from topics.scan import read_to_end
+
+KEY = b"representations"
+_TIMEOUT_SECONDS = 30.0
+
+
+class Pointer(msgspec.Struct, frozen=True, kw_only=True):
+    """`topic_prefix` of the stack to follow; `previous` is the one that was followed before."""
+
+    topic_prefix: str
+    previous: str
+    switched_ms: int
+    """Wall clock, Unix milliseconds."""
+
+
+_pointer = msgspec.json.Decoder(Pointer)
+
+
+def decode_pointer(value: bytes) -> Pointer:
+    """Raises RecordInvalid."""
+    try:
+        return _pointer.decode(value)
+    except msgspec.DecodeError as error:
+        raise RecordInvalid(f"not a pointer: {error}") from error
+
+
+def read_pointer(config: Config, bootstrap: str) -> Pointer | None:
+    """The newest one; None where none was ever written. Raises TopicError."""
+    newest: Pointer | None = None
+    for _, message in read_to_end(config, bootstrap, [POINTER]):
+        newest = decode_pointer(message.value() or b"")
+    return newest
+
+
+def write_pointer(config: Config, bootstrap: str, topic_prefix: str) -> Pointer:
+    """Let the readers of `config`'s stack follow `topic_prefix`; returns once it is durable.
+
+    Raises TopicError.
+    """
+    before = read_pointer(config, bootstrap)
+    pointer = Pointer(
+        topic_prefix=topic_prefix,
+        previous=config.kafka.topic_prefix if before is None else before.topic_prefix,
+        switched_ms=time.time_ns() // 1_000_000,
+    )
+    failures: list[BaseException] = []
+    producer = Producer(producer_settings(config, bootstrap))
+    producer.produce(
+        config.topic(POINTER),
+        msgspec.json.encode(pointer),
+        KEY,
+        on_delivery=lambda error, _: failures.append(KafkaException(error)) if error else None,
+    )
+    if producer.flush(_TIMEOUT_SECONDS):
+        raise TopicUnavailable(f"{config.topic(POINTER)}: not acknowledged in 30 s")
+    for failure in failures:
+        assert isinstance(failure, KafkaException)
+        raise topic_error(failure, f"writing {config.topic(POINTER)}") from failure
+    return pointer
