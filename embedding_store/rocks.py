@@ -45,14 +45,25 @@ Write = tuple[bytes, bytes | None]
 class Rocks:
     """An open database. Reads and writes raise StoreCorrupt or StoreUnreadable."""
 
-    def __init__(self, directory: Path, *, statistics: bool = False, reads: Reads = "auto") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        statistics: bool = False,
+        reads: Reads = "auto",
+        read_only: bool = False,
+    ) -> None:
         """Open, creating it if absent. `statistics` counts what the filters save (costs ~5 %).
 
         `reads`: "mmap" maps the tables, fastest while they fit in memory; "direct" passes the page
         cache by, for stores far larger than it; "auto" chooses by the size at opening.
+        `read_only` changes no file, and needs the database to be there.
         """
         self.reads = _fitting_reads(directory) if reads == "auto" else reads
         self._readers: ThreadPoolExecutor | None = None
+        access = (
+            rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.read_write()
+        )
         self._options = _options(statistics=statistics)
         self._options.set_allow_mmap_reads(self.reads == "mmap")
         self._options.set_use_direct_reads(self.reads == "direct")
@@ -61,7 +72,10 @@ class Rocks:
         self._db: rocksdict.Rdict = _mapped(
             f"open path=`{directory}`",
             lambda: rocksdict.Rdict(
-                str(directory), self._options, column_families={"default": self._options}
+                str(directory),
+                self._options,
+                column_families={"default": self._options},
+                access_type=access,
             ),
         )
         self._synced = rocksdict.WriteOptions()
@@ -116,11 +130,12 @@ class Rocks:
             values += part
         return values
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """(key, value) in order of key, as of the call. Verifies every block's checksum."""
+    def scan(self, prefix: bytes, *, after: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) in order of key, those above `after`, as of the call. Verifies every
+        block's checksum."""
         reading = rocksdict.ReadOptions()
         cursor = _mapped("scan", lambda: self._db.iter(reading))
-        cursor.seek(prefix)
+        cursor.seek(max(prefix, after + b"\0"))
         while cursor.valid():
             key: bytes = cursor.key()
             if not key.startswith(prefix):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 import typer
 
+from embedding_store.errors import StoreError
 from runtime.bounded_join import JoinVerbFailed
 from runtime.broker import BrokerError
 from runtime.jars import ToolMissing
@@ -32,6 +33,8 @@ from runtime.verbs import (
     savepoint,
     stack,
     status,
+    store,
+    store_migrate,
 )
 from settings.load import ConfigError
 from stream.errors import JoinError
@@ -45,6 +48,7 @@ _FAILED = (
     StackRunning,
     StackFailed,
     TopicError,
+    StoreError,
     OSError,
     bench.BenchmarkFailed,
     JoinError,
@@ -85,6 +89,8 @@ for _verb in _VERBS:
     app.command(_verb.__name__)(_verb)
 app.add_typer(events.produce_app, name="produce")
 app.add_typer(config.app, name="config")
+store.store_app.command()(store_migrate.migrate)
+app.add_typer(store.store_app, name="store")
 
 
 def main() -> None:

@@ -209,10 +209,14 @@ class Config(Section):
         clash = sorted(set(self.slots) & set(IMPLICIT_SLOTS))
         if clash:
             raise ValueError(f"slots {clash} are every impression's own fields; remove them")
-        known = {*self.slots, *IMPLICIT_SLOTS}
+        rowless = ("sequence", "vector")  # the one has item_id's rows, the other none
+        tables = {*IMPLICIT_SLOTS, *(n for n, s in self.slots.items() if s.type not in rowless)}
         for section, named in (("admission", self.admission.slots), ("expiry", self.expiry.slots)):
-            if unknown := sorted(set(named) - known):
-                raise ValueError(f"{section}.slots: {unknown} are no slots; known: {sorted(known)}")
+            if unknown := sorted(set(named) - tables):
+                raise ValueError(
+                    f"{section}.slots: {unknown} have no rows of their own; "
+                    f"expected among {sorted(tables)}"
+                )
         models.check_names(self.model, tuple(self.kinds), (*IMPLICIT_SLOTS, *self.slots))
         longest = max(k.window for k in self.kinds.values())
         if self.join.elapsed > longest:
