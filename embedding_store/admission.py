@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from embedding_store.errors import StoreCorrupt, StoreMisuse
 from embedding_store.layout import RowLayout
+from embedding_store.state import StagedState
 
 WAYS: Final = 8
 PANES: Final = 4
@@ -81,9 +82,9 @@ class AdmissionPolicy:
 
 
 class AdmissionFilter:
-    """The candidates of one store. One thread at a time."""
+    """The candidates of one store, which `bind`s it when it opens. One thread at a time."""
 
-    def __init__(self, policy: AdmissionPolicy, layout: RowLayout) -> None:
+    def __init__(self, policy: AdmissionPolicy) -> None:
         if policy.window_s < PANES or policy.keys_max < WAYS:
             raise StoreMisuse(
                 f"admission needs a window of {PANES} s and {WAYS} keys or more: "
@@ -98,7 +99,24 @@ class AdmissionFilter:
         self._sequence = 0
         self._staged_bytes = 0
         self._obsolete: list[bytes] = []
-        rules = _by_number(policy, layout)
+        self._policy = policy
+        self._rules([AdmissionRule()])
+
+    def bind(self, layout: RowLayout, state: StagedState) -> None:
+        """Take the slots' numbers and what the last commit held. Raises StoreMisuse for a rule of
+        a slot that no row names, and StoreCorrupt."""
+        self._rules(_by_number(self._policy, layout))
+        self.recover(state.scan(SPACE))
+
+    def stage(self, state: StagedState) -> None:
+        """Stage what changed since the last commit."""
+        for name, value in self.writes():
+            if value is None:
+                state.delete(SPACE, name)
+            else:
+                state.put(SPACE, name, value)
+
+    def _rules(self, rules: list[AdmissionRule]) -> None:
         self._kinds = np.array([_POLICIES.index(r.policy) for r in rules], np.uint8)
         self._counts = np.array([r.count for r in rules], np.int64)
         # A draw is 53 bits, so that a probability is a float64 compared exactly.

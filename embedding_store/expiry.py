@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.errors import StoreMisuse
 from embedding_store.layout import RowLayout
+from embedding_store.row import Headers
 
-Headers = NDArray[Any]
-"""Structured [N]: the fields of `row.HEADER`."""
 REASONS: Final = ("ttl", "score", "rows_max")
 _STAYS: Final = 255
 _NEVER: Final = 2**62
@@ -93,8 +92,9 @@ class Expired:
 class Sweepable(Protocol):
     """What a sweep walks: `tiers.Tiers`."""
 
-    def headers_after(self, key: int, limit: int) -> Headers:
-        """The next committed rows above `key` in order, at most `limit`, as they are now."""
+    def headers_after(self, key: int, limit: int) -> tuple[Headers, int | None]:
+        """(headers of the next committed rows above `key` in order, as they are now: at most
+        `limit`; the key to go on from, None = the end)."""
 
     def drop(self, keys: NDArray[np.uint64]) -> None:
         """Delete rows; durable with the next commit."""
@@ -183,9 +183,7 @@ class Sweep:
 
     def step(self, rows: Sweepable, limit: int) -> Headers:
         """Walk `limit` rows on; returns the headers of those that went."""
-        headers = rows.headers_after(self._cursor, limit)
-        if len(headers):
-            self._cursor = int(headers["key"][-1])
+        headers, upto = rows.headers_after(self._cursor, limit)
         if self._ranking is not None:
             self._rank(headers)
             gone = headers[:0]
@@ -193,8 +191,10 @@ class Sweep:
             gone = self._take(headers)
             if len(gone) and not self._dry_run:
                 rows.drop(gone["key"])
-        if len(headers) < limit:
+        if upto is None:
             self._end_of_walk()
+        else:
+            self._cursor = upto
         return gone
 
     def _rank(self, headers: Headers) -> None:

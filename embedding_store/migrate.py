@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.audit import (
-    COMMIT_NAME,
     LAYOUT_NAME,
     sync_directory,
     verify_rows,
     write_reached,
 )
+from embedding_store.commit import COMMIT_NAME
 from embedding_store.errors import StoreCorrupt, StoreMisuse, StoreUnreadable
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.reading import DATABASE, StoreReader

@@ -77,6 +77,7 @@ class Commits:
 
     def begin(self) -> Future[Written]:
         """Copy what changed and start to write it; a small commit is on disk when this returns."""
+        self._tiers.stage_admission(self._state)
         slots, spilled, deleted = self._tiers.changes()
         rows_many, words = len(slots) + len(spilled), self._tiers.words
         state = self._state.commit_begins()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -17,14 +18,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_store.audit import COMMIT_NAME, LAYOUT_NAME
-from embedding_store.commit import decode_record
+from embedding_store.audit import LAYOUT_NAME
+from embedding_store.commit import COMMIT_NAME, decode_record
 from embedding_store.errors import StoreCorrupt, StoreMisuse, StoreUnreadable
-from embedding_store.expiry import Headers
 from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
 from embedding_store.rocks import ROW_PREFIX, Rocks, row_names
-from embedding_store.row import HEADER, RowFormat
+from embedding_store.row import HEADER, Headers, RowFormat, header_records
 from embedding_store.state import STATE_PREFIX
 
 DATABASE: Final = "rocks"
@@ -76,14 +76,11 @@ class StoreReader:
         words, found = self._rocks.get_rows(keys, self.form.words)
         return self.form.records(words), found
 
-    def headers_after(self, key: int, limit: int) -> Headers:
-        """The next rows' headers above `key`, at most `limit`: what a sweep asks for."""
-        found: list[bytes] = []
-        for _, data in self._rocks.scan(ROW_PREFIX, after=_name(key)):
-            found.append(data[: np.dtype(HEADER).itemsize])
-            if len(found) == limit:
-                break
-        return np.frombuffer(b"".join(found), np.dtype(HEADER))
+    def headers_after(self, key: int, limit: int) -> tuple[Headers, int | None]:
+        """What a sweep asks for; see `expiry.Sweepable`."""
+        found = islice(self._rocks.scan(ROW_PREFIX, after=_name(key)), limit)
+        headers = header_records(data for _, data in found)
+        return headers, int(headers["key"][-1]) if len(headers) == limit else None
 
     def drop(self, keys: NDArray[np.uint64]) -> None:
         """A reader deletes nothing."""

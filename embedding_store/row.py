@@ -16,8 +16,9 @@ offset  bytes   field
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import xxhash
@@ -36,6 +37,8 @@ HEADER: Final = [
     ("slot", "<u2"),
     ("flags", "<u2"),
 ]
+Headers = NDArray[Any]
+"""Structured [N]: the fields of HEADER."""
 HEADER_WORDS: Final = 6
 CREATED_WORD: Final = 2
 TOUCHED_WORD: Final = 3
@@ -70,6 +73,10 @@ class Header:
     count: int
     slot: int
     """The slot's number; `RowLayout.slot_name` tells its name."""
+
+
+SetValues = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""(vector float32[D], optimizer state float32[S])"""
 
 
 class RowFormat:
@@ -130,9 +137,25 @@ class RowFormat:
         stored: NDArray[np.float32] = self.records(words)[vector_field(set_name)]
         return stored.copy() if stored.dtype == np.float32 else widened(stored)
 
+    def decoded(self, data: bytes) -> tuple[Header, dict[str, SetValues]]:
+        """A row's header, and the values of the sets that its slot has."""
+        words = np.frombuffer(data, np.float32)[None]
+        record = self.records(words)[0]
+        header = Header(*(int(record[name]) for name in Header.__slots__))
+        return header, {
+            name: (self.vectors(name, words)[0], record[state_field(name)].copy())
+            for name in self.layout.sets_of(self.layout.slot_name(header.slot))
+        }
+
     def records(self, words: NDArray[np.float32]) -> NDArray[np.void]:
         """float32[N, words] -> structured [N]; a copy only if `words` is not contiguous."""
         return np.ascontiguousarray(words).view(self.dtype).reshape(len(words))
+
+
+def header_records(rows: Iterable[bytes]) -> Headers:
+    """The headers structured [N] of `rows`, whole or only their heads; a copy."""
+    size = 4 * HEADER_WORDS
+    return np.frombuffer(b"".join(row[:size] for row in rows), np.dtype(HEADER)).copy()
 
 
 def vector_field(set_name: str) -> str:

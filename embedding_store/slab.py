@@ -28,7 +28,15 @@ from embedding_store.optimizers import (
     update_rows,
 )
 from embedding_store.prefetch import prefetch
-from embedding_store.row import FLAGS_WORD, SLOT_BITS, RowFormat, SetPlace
+from embedding_store.row import (
+    FLAGS_WORD,
+    HEADER,
+    HEADER_WORDS,
+    SLOT_BITS,
+    Headers,
+    RowFormat,
+    SetPlace,
+)
 
 REFERENCES_MAX: Final = 3
 """CLOCK's counter: measured 7-39 % fewer misses than one bit at a cache of 10-50 % of the rows."""
@@ -164,6 +172,13 @@ class Slab:
         numbers: NDArray[np.uint16] = self._header[slots, FLAGS_WORD].astype(np.uint16)
         numbers[slots < 0] = 0
         return numbers
+
+    def headers(self, slots: NDArray[np.int64]) -> Headers:
+        """Copies of the headers structured [N], as they go to disk."""
+        words = np.ascontiguousarray(self._header[slots, :HEADER_WORDS])
+        words[:, FLAGS_WORD] &= np.uint32(SLOT_BITS)
+        headers: Headers = words.view(np.dtype(HEADER)).reshape(len(slots))
+        return headers
 
     def rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Copies of whole rows float32[N, words], as they go to disk."""

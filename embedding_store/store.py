@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from embedding_store.audit import (
@@ -31,6 +30,7 @@ from embedding_store.audit import (
     write_reached,
 )
 from embedding_store.commit import CommitRecord
+from embedding_store.digest import content_digest
 from embedding_store.errors import (
     CacheTooSmall,
     StoreError,
@@ -39,12 +39,13 @@ from embedding_store.errors import (
     StorePoisoned,
     StoreUnreadable,
 )
+from embedding_store.expiry import Expired, ExpiryPolicy, Sweep
 from embedding_store.keys import RESERVED_KEY
 from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
 from embedding_store.pending import Commits, PendingCommit
 from embedding_store.rocks import Reads, Rocks
-from embedding_store.row import Header, RowFormat, SetPlace, seconds, state_field
+from embedding_store.row import Header, Headers, RowFormat, SetPlace, SetValues, seconds
 from embedding_store.slab import NO_COUNTS
 from embedding_store.state import StagedState
 from embedding_store.stats import StoreStats
@@ -53,6 +54,7 @@ from embedding_store.tiers import Admission, Lookup, Tiers
 __all__ = ["Admission", "EmbeddingStore", "Lookup", "PendingCommit", "Row", "StoreStats"]
 
 DATABASE: Final = "rocks"
+SWEEP_ROWS: Final = 100_000
 BUILDING: Final = "building"
 TABLE_ROWS_MIN: Final = 8192
 """Commits of fewer rows go through RocksDB's log: many small tables would only make work for
@@ -60,8 +62,8 @@ compaction, and so few rows hold training up for less than a child's answer take
 
 T = TypeVar("T")
 
-Row = tuple[int, Header, dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]
-"""(key, header, {set: (vector float32[D], optimizer state float32[S])})"""
+Row = tuple[int, Header, dict[str, SetValues]]
+"""(key, header, {set: its values})"""
 
 
 class EmbeddingStore:
@@ -84,6 +86,8 @@ class EmbeddingStore:
         self._lock, self._rocks, self._form = lock, rocks, form
         self._tiers = Tiers(form, rocks, cache_rows_max, admission)
         self._state = StagedState(rocks)
+        if admission is not None:
+            admission.bind(self.layout, self._state)
         self._commits = Commits(
             rocks,
             self._tiers,
@@ -190,6 +194,26 @@ class EmbeddingStore:
         self._tiers.drop(there)
         return len(there)
 
+    def sweep(self, policy: ExpiryPolicy, now_ms: int, *, dry_run: bool = False) -> Sweep:
+        """A walk that `policy` asks for, as of `now_ms`; take it with `expire_slice`."""
+        now_s, row_bytes = seconds(now_ms), self._form.bytes
+        return Sweep(policy, self.layout, row_bytes, now_s, dry_run=dry_run)
+
+    def expire_slice(self, sweep: Sweep, rows: int) -> Headers:
+        """Walk `rows` committed rows on; the headers of those deleted, durable after `commit`.
+
+        If any was, look-ups made before this must not be used any more.
+        """
+        self._refuse_if_unusable()
+        return sweep.step(self._tiers, rows)
+
+    def expire(self, policy: ExpiryPolicy, now_ms: int, *, dry_run: bool = False) -> Expired:
+        """A whole sweep at once."""
+        sweep = self.sweep(policy, now_ms, dry_run=dry_run)
+        while not sweep.finished:
+            self.expire_slice(sweep, SWEEP_ROWS)
+        return sweep.found
+
     def gather(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
         """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`.
 
@@ -255,14 +279,7 @@ class EmbeddingStore:
         ends.
         """
         for key, data in self._tiers.all_rows():
-            words = np.frombuffer(data, np.float32)[None]
-            record = self._form.records(words)[0]
-            header = Header(*(int(record[name]) for name in Header.__slots__))
-            sets = {
-                name: (self._form.vectors(name, words)[0], record[state_field(name)].copy())
-                for name in self.layout.sets_of(self.layout.slot_name(header.slot))
-            }
-            yield key, header, sets
+            yield key, *self._form.decoded(data)
 
     def content_digest(self) -> dict[str, str]:
         """XXH3-128 of all rows ("rows") and of each space of state ("state/NAME").
@@ -270,14 +287,7 @@ class EmbeddingStore:
         Equal digests = equal bytes, whatever the files of RocksDB look like.
         """
         self._refuse_if_unusable()
-        digests = {"rows": xxhash.xxh3_128()}
-        for _, data in self._tiers.all_rows():
-            digests["rows"].update(data)
-        for space in self._state.spaces():
-            digest = digests[f"state/{space}"] = xxhash.xxh3_128()
-            for name, value in self._state.scan(space):
-                digest.update(b"%d:%d:" % (len(name), len(value)) + name + value)
-        return {name: digest.hexdigest() for name, digest in digests.items()}
+        return content_digest(self._tiers.all_rows(), self._state)
 
     # -- durable state ------------------------------------------------------------------------
 

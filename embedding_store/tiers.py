@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from embedding_store.commit import row_keys_of
 from embedding_store.errors import CacheTooSmall, StoreMisuse
+from embedding_store.layout import RowLayout
 from embedding_store.prefetched import Prefetched
 from embedding_store.rocks import ROW_PREFIX, Rocks, row_names
-from embedding_store.row import RowFormat
+from embedding_store.row import HEADER_WORDS, Headers, RowFormat, header_records
 from embedding_store.slab import CHANGED, PENDING, Slab
 from embedding_store.spill import Spill
+from embedding_store.state import StagedState
 
 
 class Admission(Protocol):
@@ -34,6 +37,12 @@ class Admission(Protocol):
         now_s: int,
     ) -> NDArray[np.bool_]:
         """bool[M] for distinct `keys` [M] without a row; `counts` [M]: occurrences in the batch."""
+
+    def bind(self, layout: RowLayout, state: StagedState) -> None:
+        """Called once, when the store has opened: take back what was staged."""
+
+    def stage(self, state: StagedState) -> None:
+        """Called before each commit: stage what a restart must bring back."""
 
 
 @dataclass(slots=True)
@@ -246,6 +255,26 @@ class Tiers:
                 f"a lookup older than the last two: lookup=`{lookup.batch}` newest=`{self._batch}`"
             )
 
+    def headers_after(self, key: int, limit: int) -> tuple[Headers, int | None]:
+        """(headers, key to go on from; None = the end): the next committed rows above `key` in
+        order, as they are now. Looks at `limit` rows and passes over those deleted since."""
+        name = row_names(np.array([key], np.uint64))[0]
+        found = list(islice(self._rocks.scan(ROW_PREFIX, after=name), limit))
+        headers = header_records(data for _, data in found)
+        keys = np.ascontiguousarray(headers["key"])
+        slots = self.slab.find(keys)
+        hot = np.flatnonzero(slots >= 0)
+        headers[hot] = self.slab.headers(slots[hot])
+        rest, there = np.flatnonzero(slots < 0), np.ones(len(keys), np.bool_)
+        for spill in (self.spill, self.waiting):
+            at = spill.find(keys[rest])
+            here = rest[at >= 0]
+            rows, gone = spill.at(at[at >= 0])
+            headers[here] = header_records(row[:HEADER_WORDS].tobytes() for row in rows)
+            there[here] = ~gone
+            rest = rest[at < 0]
+        return headers[there], int(keys[-1]) if len(found) == limit else None
+
     def read(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(whole rows float32[N, words], found bool[N]); moves nothing. Not found = undefined."""
         rows = np.empty((len(keys), self._form.words), np.float32)
@@ -301,6 +330,11 @@ class Tiers:
     def changes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
         """What the next commit has to write: (slots, positions in the spill, deleted keys)."""
         return self.slab.dirty_slots(), self.spill.rows_live(), self.spill.tombstones()
+
+    def stage_admission(self, state: StagedState) -> None:
+        """What the admission filter wants in the next commit."""
+        if self._admission is not None:
+            self._admission.stage(state)
 
     def commit_begins(
         self, slots: NDArray[np.int64], spilled: NDArray[np.int64], rows: NDArray[np.float32]

@@ -15,6 +15,7 @@ from embedding_store.admission import (
     AdmissionFilter,
     AdmissionPolicy,
     AdmissionRule,
+    _by_number,
 )
 from embedding_store.errors import StoreCorrupt, StoreMisuse
 from embedding_store.layout import RowLayout, SetSpec
@@ -38,7 +39,13 @@ batches: st.SearchStrategy[Batches] = st.lists(
 def _filter(count: int, keys_max: int = 1000) -> AdmissionFilter:
     rule = AdmissionRule(policy="count", count=count)
     policy = AdmissionPolicy(slots={"item_id": rule}, window_s=WINDOW_S, keys_max=keys_max)
-    return AdmissionFilter(policy, LAYOUT)
+    return _bound(policy)
+
+
+def _bound(policy: AdmissionPolicy) -> AdmissionFilter:
+    found = AdmissionFilter(policy)
+    found._rules(_by_number(policy, LAYOUT))
+    return found
 
 
 def _ask(found: AdmissionFilter, counts: dict[int, int], now_s: int, slot: int = ITEM) -> list[int]:
@@ -128,7 +135,7 @@ def test_a_full_set_forgets_the_one_seen_least() -> None:
 def test_a_chance_is_repeatable_and_holds_on_average() -> None:
     rule = AdmissionRule(policy="probability", probability=0.2)
     policy = AdmissionPolicy(default=rule, window_s=WINDOW_S, keys_max=200_000)
-    first, second = (AdmissionFilter(policy, LAYOUT) for _ in range(2))
+    first, second = (_bound(policy) for _ in range(2))
     counts = dict.fromkeys(range(1, 20001), 1)
     admitted = _ask(first, counts, 1_000, slot=0)
     assert admitted == _ask(second, counts, 1_000, slot=0)
@@ -136,7 +143,7 @@ def test_a_chance_is_repeatable_and_holds_on_average() -> None:
     left = {key: 1 for key in counts if key not in set(admitted)}
     again = _ask(first, left, 1_000, slot=0)  # the next occurrence is another draw
     assert 0.18 < len(again) / len(left) < 0.22
-    twice = AdmissionFilter(policy, LAYOUT)
+    twice = _bound(policy)
     both = _ask(twice, dict.fromkeys(counts, 2), 1_000, slot=0)
     assert sorted(both) == sorted([*admitted, *again])
 
@@ -146,11 +153,11 @@ def test_another_window_begins_anew_and_a_cut_record_is_refused() -> None:
     _ask(found, {7: 2}, 1_000)
     disk = dict(found.writes())
     policy = AdmissionPolicy(slots={}, window_s=2 * WINDOW_S, keys_max=100)
-    other = AdmissionFilter(policy, LAYOUT)
+    other = _bound(policy)
     assert not other.recover(disk.items())
     writes = other.writes()
     assert {name for name, value in writes if value is None} == set(disk)
-    assert AdmissionFilter(policy, LAYOUT).recover((n, v) for n, v in writes if v is not None)
+    assert _bound(policy).recover((n, v) for n, v in writes if v is not None)
     del disk[b"base:\0\0\0\0"]
     with pytest.raises(StoreCorrupt, match="incomplete"):
         _filter(3).recover(disk.items())
@@ -159,7 +166,7 @@ def test_another_window_begins_anew_and_a_cut_record_is_refused() -> None:
 def test_rules_of_unknown_slots_and_impossible_numbers_are_refused() -> None:
     rule = AdmissionRule(policy="count", count=2)
     with pytest.raises(StoreMisuse, match=r"itm_id.*item_id"):
-        AdmissionFilter(AdmissionPolicy(slots={"itm_id": rule}), LAYOUT)
+        _bound(AdmissionPolicy(slots={"itm_id": rule}))
     with pytest.raises(StoreMisuse, match="count=`0`"):
         AdmissionRule(policy="count", count=0)
     with pytest.raises(StoreMisuse, match=r"probability=`1\.5`"):

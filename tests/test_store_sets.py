@@ -65,6 +65,12 @@ class _Even:
         self.told = dict(zip(keys.tolist(), counts.tolist(), strict=True))
         return keys % np.uint64(2) == 0
 
+    def bind(self, layout: RowLayout, state: Any) -> None:
+        """Keeps nothing."""
+
+    def stage(self, state: Any) -> None:
+        """Likewise."""
+
 
 def test_keys_that_admission_refuses_have_no_row(tmp_path: Path) -> None:
     even = BOTH % np.uint64(2) == 0
