@@ -45,11 +45,11 @@ from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
 from embedding_store.pending import Commits, PendingCommit
 from embedding_store.rocks import Reads, Rocks
-from embedding_store.row import Header, Headers, RowFormat, SetPlace, SetValues, seconds
+from embedding_store.row import Header, Headers, RowFormat, SetValues, seconds
 from embedding_store.slab import NO_COUNTS
 from embedding_store.state import StagedState
 from embedding_store.stats import StoreStats
-from embedding_store.tiers import Admission, Lookup, Tiers
+from embedding_store.tiers import Admission, Lookup, Tiers, slab_rows
 
 __all__ = ["Admission", "EmbeddingStore", "Lookup", "PendingCommit", "Row", "StoreStats"]
 
@@ -222,11 +222,11 @@ class EmbeddingStore:
         self._refuse_if_unusable()
         self._tiers.refuse_stale(lookup)
         place = self._form.place(set_name)
-        return self._tiers.slab.gather(place, _slab_rows(lookup, place))
+        return self._tiers.slab.gather(place, slab_rows(lookup, place))
 
     def has_set(self, lookup: Lookup, set_name: str) -> NDArray[np.bool_]:
         """bool[U]: whether there is a row whose slot has the set."""
-        return _slab_rows(lookup, self._form.place(set_name)) >= 0
+        return slab_rows(lookup, self._form.place(set_name)) >= 0
 
     def update(
         self, lookup: Lookup, set_name: str, grad: NDArray[np.float32], *, now_ms: int
@@ -251,7 +251,7 @@ class EmbeddingStore:
             slab.count(lookup.slab_rows, counts, now_s)  # rows without this set, too
             counts = NO_COUNTS
         skipped = slab.update(
-            place, _slab_rows(lookup, place), np.ascontiguousarray(grad), counts, now_s
+            place, slab_rows(lookup, place), np.ascontiguousarray(grad), counts, now_s
         )
         lookup.counted = True
         self._gradients_not_finite += skipped
@@ -437,13 +437,6 @@ class EmbeddingStore:
             raise StorePoisoned(self._poison)
         if self._closed:
             raise StoreMisuse(f"the store is closed: path=`{self.path}`")
-
-
-def _slab_rows(lookup: Lookup, place: SetPlace) -> NDArray[np.int64]:
-    """int64[U]: where the rows that have the set are; -1 elsewhere."""
-    if place.members is None:
-        return lookup.slab_rows
-    return np.where(place.members[lookup.slot_numbers], lookup.slab_rows, -1)
 
 
 def _checked(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

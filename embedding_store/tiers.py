@@ -20,7 +20,7 @@ from embedding_store.errors import CacheTooSmall, StoreMisuse
 from embedding_store.layout import RowLayout
 from embedding_store.prefetched import Prefetched
 from embedding_store.rocks import ROW_PREFIX, Rocks, row_names
-from embedding_store.row import HEADER_WORDS, Headers, RowFormat, header_records
+from embedding_store.row import HEADER_WORDS, Headers, RowFormat, SetPlace, header_records
 from embedding_store.slab import CHANGED, PENDING, Slab
 from embedding_store.spill import Spill
 from embedding_store.state import StagedState
@@ -352,6 +352,13 @@ class Tiers:
         """Every pending row is on disk now."""
         self.slab.committed()
         self.waiting.clear()
+
+
+def slab_rows(lookup: Lookup, place: SetPlace) -> NDArray[np.int64]:
+    """int64[U]: where the rows that have the set are; -1 elsewhere."""
+    if place.members is None:
+        return lookup.slab_rows
+    return np.where(place.members[lookup.slot_numbers], lookup.slab_rows, -1)
 
 
 def _named(rows: NDArray[np.float32], row_bytes: int) -> Iterator[tuple[bytes, bytes]]:
