@@ -108,8 +108,9 @@ class ModelConfig(Section):
     cross_layers: Annotated[int, Field(ge=0, le=10)] = 2
     mix_dims: tuple[Annotated[int, Field(ge=1)], ...] = (64, 32)
     """Hidden widths of the mix tower's MLP; CR is the activation of its last hidden layer."""
-    delayed_feedback: Literal["vanilla", "fnw"] = "fnw"
-    """Loss over policy `correct`'s samples (models.md 7.1); policy `wait` always uses plain BCE."""
+    delayed_feedback: Literal["vanilla", "fnw", "fnc", "es_dfm", "defer", "defuse"] = "fnw"
+    """Loss over policy `correct`'s samples (see `trainer/loss.py`); policy `wait` has plain BCE.
+    es_dfm, defer and defuse gain over fnw where `join.elapsed` lets most conversions in."""
     lr: models.LrOptions = models.LrOptions()
     fm: models.FmOptions = models.FmOptions()
     dcn: models.DcnOptions = models.DcnOptions()

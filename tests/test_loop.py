@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load
 
 from embedding_store.errors import StoreLocked
 from embedding_store.store import EmbeddingStore
@@ -222,6 +224,28 @@ def test_a_run_continues_where_its_store_is(tmp_path: Path) -> None:
     run_bounded(file, config, store)
     write_samples(samples, file)
     assert run_bounded(file, config, store)["samples"] == {"final": 200}
+
+
+@pytest.mark.parametrize("name", ["es_dfm", "defer"])
+def test_nuisance_heads_are_durable_with_the_model(tmp_path: Path, name: str) -> None:
+    """A run that stops at a commit and goes on is the run that did not stop, heads included."""
+    config = make_config(
+        join={"policy": "correct", "elapsed": "20s"}, model={"delayed_feedback": name}
+    )
+    samples = make_samples(500, correct=True)
+    whole = write_samples(samples, tmp_path / "whole.jsonl")
+    parts = write_samples(samples[: 64 * 3 * 4], tmp_path / "parts.jsonl")
+    run_bounded(whole, config, tmp_path / "a")
+    run_bounded(parts, config, tmp_path / "b")
+    run_bounded(write_samples(samples, parts), config, tmp_path / "b")
+    digests = []
+    for folder in ("a", "b"):
+        with _open(tmp_path / folder, config) as store:
+            digests.append(store.content_digest())
+            dense = load(store.get("trainer", b"dense") or b"")
+            bias = dense["weight.nuisance.heads.0.bias"]
+            assert (bias != torch.tensor([-4.0, 4.0])).all()  # matured rows moved both
+    assert digests[0] == digests[1]
 
 
 def test_a_broker_that_is_away_is_waited_for(tmp_path: Path) -> None:

@@ -4,51 +4,132 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from tests.sample_stream import make_config, make_samples
 from trainer.batch import CORRECTION, EARLY, FINAL, build_batch
-from trainer.loss import LossName, batch_loss, targets, trains_on
+from trainer.delayed import Nuisance, NuisanceHeads, matured, nuisance_loss, nuisance_of
+from trainer.loss import LossName, batch_loss, served, targets, trains_on
 from trainer.slots import plan_slots
 
 PLAN = plan_slots(make_config())
 
 
-def _gradient(logit: float, p: float, delayed: float, name: LossName, keep: float = 1.0) -> float:
-    """Expected gradient of the loss at `logit` over the stream's emitted rows: an early negative
-    (or, under vanilla with in-window positives, its label) and a positive at each conversion."""
-    z = torch.full((2, 1), logit, dtype=torch.float64, requires_grad=True)
-    early_positive = p - delayed
-    # row 0: the early row, in expectation over labels; row 1: the correction, in expectation
-    negative = 1.0 if name == "fnw" else 1.0 - early_positive
-    positive = torch.tensor([[early_positive], [delayed]], dtype=torch.float64)
-    negatives = torch.tensor([[negative], [0.0]], dtype=torch.float64)
-    offset = torch.full((2,), float(torch.log(torch.tensor(keep))), dtype=torch.float64)
-    batch_loss(z, positive, negatives, offset, name).backward()
-    assert z.grad is not None
-    return float(z.grad.sum())
+class Stream:
+    """What the join emits of impressions with P(y) = p, of which `late` convert after `elapsed`:
+    rows of the batch are kinds of samples, weighted by how often they come."""
+
+    def __init__(self, p: float, late: float) -> None:
+        self.share = {
+            ("early", 1): p - late,
+            ("early", 0): 1 - p + late,
+            ("correction", 1): late,
+            ("final", 1): p,
+            ("final", 0): 1 - p,
+        }
+        sample = make_samples(1)[0]
+        self.batch = build_batch(
+            [
+                msgspec.structs.replace(sample, state=state, labels={"click": label})
+                for state, label in self.share
+            ],
+            PLAN,
+        )
+        early = torch.tensor([s == "early" for s, _ in self.share], dtype=torch.float64)
+        dp = torch.full((5, 2), late, dtype=torch.float64)
+        tn = torch.full((5, 2), (1 - p) / (1 - p + late), dtype=torch.float64)
+        self.oracle = Nuisance(dp, tn, early)
+
+    def gradient(self, logit: float, name: LossName, keep: float = 1.0) -> float:
+        """Expected gradient of the loss of one impression at `logit`."""
+        z = torch.full((5, 2), logit, dtype=torch.float64, requires_grad=True)
+        weights = torch.tensor(list(self.share.values()), dtype=torch.float64)[:, None]
+        positive, negative = (torch.from_numpy(part).double() for part in targets(self.batch, name))
+        log_keep = torch.full((5,), math.log(keep), dtype=torch.float64)
+        # each row's own gradient, then in expectation: the loss is a sum over rows
+        batch_loss(z, positive, negative, log_keep, name, nuisance=self.oracle).backward()
+        assert z.grad is not None
+        return float((z.grad * weights).sum())
+
+    def stationary(self, name: LossName) -> float:
+        """The predicted rate at which nothing moves any more."""
+        low, high = -20.0, 20.0
+        for _ in range(80):
+            middle = (low + high) / 2
+            if self.gradient(middle, name) < 0:
+                low = middle
+            else:
+                high = middle
+        return float(torch.sigmoid(served(torch.tensor(low, dtype=torch.float64), name)))
 
 
-def _stationary(p: float, delayed: float, name: LossName) -> float:
-    low, high = -20.0, 20.0
-    for _ in range(80):
-        middle = (low + high) / 2
-        if _gradient(middle, p, delayed, name) < 0:
-            low = middle
-        else:
-            high = middle
-    return 1 / (1 + math.exp(-low))
+@pytest.mark.parametrize(("p", "late"), [(0.2, 0.1), (0.2, 0.2), (0.03, 0.01), (0.4, 0.0)])
+@pytest.mark.parametrize("name", ["fnw", "fnc", "es_dfm", "defer", "defuse"])
+def test_every_method_is_stationary_at_the_true_rate(name: LossName, p: float, late: float) -> None:
+    assert Stream(p, late).stationary(name) == pytest.approx(p, abs=1e-6)
 
 
-@pytest.mark.parametrize(("p", "delayed"), [(0.2, 0.1), (0.2, 0.2), (0.03, 0.01), (0.7, 0.0)])
-def test_fnw_is_stationary_at_the_true_rate(p: float, delayed: float) -> None:
-    assert _stationary(p, delayed, "fnw") == pytest.approx(p, abs=1e-6)
+@pytest.mark.parametrize(("p", "late"), [(0.2, 0.1), (0.03, 0.01)])
+def test_vanilla_is_low_by_the_late_share(p: float, late: float) -> None:
+    assert Stream(p, late).stationary("vanilla") == pytest.approx(p / (1 + late), abs=1e-6)
 
 
-def test_vanilla_is_low_by_the_delayed_share() -> None:
-    assert _stationary(0.2, 0.1, "vanilla") == pytest.approx(0.2 / 1.1, abs=1e-6)
+def test_fnc_stays_below_one() -> None:
+    rates = torch.sigmoid(served(torch.linspace(-8, 8, 50, dtype=torch.float64), "fnc"))
+    assert float(rates.max()) == pytest.approx(0.999) and (rates.diff() >= 0).all()
+
+
+def test_weights_carry_no_gradient_and_heads_no_gradient_into_the_model() -> None:
+    stream = Stream(0.2, 0.1)
+    heads = NuisanceHeads([4, 4])
+    hidden = [torch.randn(5, 4, requires_grad=True) for _ in range(2)]
+    logits = torch.randn(5, 2, requires_grad=True)
+    said = heads(logits, hidden)
+    nuisance_loss(said, matured(stream.batch, 0, torch.device("cpu"))).backward()
+    assert all(h.grad is None for h in hidden) and logits.grad is None
+    assert all(p.grad is not None for p in heads.parameters())
+    for p in heads.parameters():
+        p.grad = None
+    parts = (torch.from_numpy(part) for part in targets(stream.batch, "es_dfm"))
+    nuisance = nuisance_of(heads(logits, hidden), stream.batch)
+    batch_loss(logits, *parts, torch.zeros(5), "es_dfm", nuisance=nuisance).backward()
+    assert logits.grad is not None and all(p.grad is None for p in heads.parameters())
+
+
+def test_heads_learn_from_matured_rows_alone() -> None:
+    """Their own stationary points: dp and tn of the finals; early rows say nothing."""
+    draw = np.random.default_rng(0)
+    one = make_samples(1)[0]
+    samples = []
+    for _ in range(4000):
+        y, delay = int(draw.random() < 0.4), int(draw.integers(0, 1000))
+        samples.append(
+            msgspec.structs.replace(
+                one,
+                state="final",
+                labels={"click": y, "buy": 0},
+                delays_ms={"click": delay} if y else {},
+            )
+        )
+    early = [msgspec.structs.replace(s, state="early", labels={"click": 1}) for s in samples[:500]]
+    batch = build_batch([*samples, *early], PLAN)
+    elapsed = 600
+    heads = NuisanceHeads([0, 0])
+    adam = torch.optim.Adam(heads.parameters(), lr=0.05)
+    rows = matured(batch, elapsed, torch.device("cpu"))
+    for _ in range(150):
+        adam.zero_grad()
+        nuisance_loss(heads(torch.zeros(len(batch), 2), None), rows).backward()
+        adam.step()
+    said = nuisance_of(heads(torch.zeros(len(batch), 2), None), batch)
+    late = np.asarray([s.delays_ms.get("click", 0) > elapsed for s in samples])
+    no = np.asarray([s.labels["click"] == 0 for s in samples])
+    assert float(said.delayed[0, 0]) == pytest.approx(late.mean(), abs=0.005)
+    assert float(said.true_negative[0, 0]) == pytest.approx(no.sum() / (no | late).sum(), abs=0.005)
+    assert float(said.delayed[0, 1]) < 0.005  # nobody bought
 
 
 def test_what_each_state_teaches() -> None:

@@ -37,7 +37,7 @@ from trainer.batch import CORRECTION, F32, FINAL, I64, STATE_NAMES, Batch
 from trainer.durable import recover_state, stage_state
 from trainer.evaluation import Evaluation
 from trainer.feed import PortionSource
-from trainer.loss import loss_name, trains_on
+from trainer.loss import loss_name, reads
 from trainer.outbox import Outbox
 from trainer.portion import Portion
 from trainer.publication import Publication, Version, VersionSink
@@ -141,7 +141,7 @@ class Loop:
 
     def _learn_batch(self, samples: Batch) -> None:
         first_sight = self._first_sights(samples)
-        rows = np.flatnonzero(first_sight | trains_on(self._loss, samples.state))
+        rows = np.flatnonzero(first_sight | reads(self._loss, samples.state))
         final = samples.state == FINAL
         logits = np.zeros((len(samples), len(self.plan.tasks)), np.float32)
         if rows.size:

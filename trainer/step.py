@@ -13,18 +13,23 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.store import EmbeddingStore, Lookup
 from settings.config import Config
-from trainer.batch import F32, Batch, SidePart
+from trainer.batch import F32, FINAL, Batch, SidePart
+from trainer.delayed import NuisanceHeads, matured, nuisance_loss, nuisance_of
 from trainer.errors import TrainerError
-from trainer.loss import batch_loss, loss_name, targets
+from trainer.loss import NUISANCE_LOSSES, batch_loss, loss_name, served, targets
 from trainer.models.build import build_model, row_sets
+from trainer.models.model import Model, Output
 from trainer.moments import Moments
+from trainer.parts.head import Heads, Towers
 from trainer.slots import SIDES, Plan, Side, plan_slots, table_of
 from trainer.tensors import batch_tensors, side_tensors, to_device
 
+NUISANCE = "nuisance"
 U16 = npt.NDArray[np.uint16]
 
 
@@ -77,7 +82,13 @@ class Learner:
     def __init__(self, plan: Plan, config: Config, store: EmbeddingStore) -> None:
         self.plan = plan
         self.device = torch.device(config.trainer.device)
-        self.model = build_model(plan, config).to(self.device)
+        self.model = build_model(plan, config)
+        self._loss = loss_name(config)
+        self._heads: NuisanceHeads | None = None
+        if self._loss in NUISANCE_LOSSES:
+            self._heads = NuisanceHeads(_hidden_widths(self.model, len(plan.tasks)))
+            self.model.add_module(NUISANCE, self._heads)  # one optimizer, durable as one
+        self.model.to(self.device)
         self.adam = torch.optim.Adam(
             self.model.parameters(), lr=config.optimizer.dense_lr, fused=True
         )
@@ -86,7 +97,7 @@ class Learner:
             for side, side_plan in plan.sides.items()
         }
         self._store = store
-        self._loss = loss_name(config)
+        self._elapsed_ms = config.join.elapsed
 
     def step(self, batch: Batch, *, now_ms: int) -> StepResult:
         """Predict and learn from a batch of one sample or more.
@@ -102,33 +113,46 @@ class Learner:
         }
         tensors = batch_tensors(batch, lookup.inverse.astype(np.int64), self.moments, self.device)
         output = self.model(tensors, rows)
-        positive, negative = targets(batch, self._loss)
-        if positive.any() or negative.any():
-            loss = batch_loss(
-                output.logits,
-                to_device(positive, self.device),
-                to_device(negative, self.device),
-                to_device(batch.log_keep_rate, self.device),
-                self._loss,
-            )
-            for term in output.terms.values():
-                loss = loss + term
+        loss = self._loss_of(batch, output)
+        if loss is not None:
             if not torch.isfinite(loss):
                 raise TrainerError(f"the loss is not finite: loss=`{loss.item()}`")
             self.adam.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, gathered in rows.items():
-                assert gathered.grad is not None
-                self._store.update(lookup, name, gathered.grad.cpu().numpy(), now_ms=now_ms)
+                if gathered.grad is not None:  # none in a batch for the nuisance heads alone
+                    self._store.update(lookup, name, gathered.grad.cpu().numpy(), now_ms=now_ms)
             self.adam.step()
         for side in SIDES:
             self.moments[side].update(batch.parts[side].numeric)
         cross = None if output.cross is None else output.cross.detach().cpu().numpy()
         return StepResult(
-            logits=output.logits.detach().cpu().numpy(),
+            logits=served(output.logits.detach(), self._loss).cpu().numpy(),
             cross=cross,
             rows_created=self._count_created(lookup),
         )
+
+    def _loss_of(self, batch: Batch, output: Output) -> Tensor | None:
+        """The batch's whole loss; None if nothing in it teaches."""
+        positive, negative = targets(batch, self._loss)
+        terms: list[Tensor] = []
+        nuisance = None
+        if self._heads is not None:
+            said = self._heads(output.logits, output.hidden)
+            nuisance = nuisance_of(said, batch)
+            if (batch.state == FINAL).any():
+                terms.append(nuisance_loss(said, matured(batch, self._elapsed_ms, self.device)))
+        if positive.any() or negative.any():
+            own = batch_loss(
+                output.logits,
+                to_device(positive, self.device),
+                to_device(negative, self.device),
+                to_device(batch.log_keep_rate, self.device),
+                self._loss,
+                nuisance=nuisance,
+            )
+            terms += [own, *output.terms.values()]
+        return torch.stack(terms).sum() if terms else None
 
     def represent(self, side: Side, part: SidePart) -> F32:
         """UR or IR [B, D] of packed features from the state as it is now; creates no row."""
@@ -157,3 +181,14 @@ class Learner:
         created = np.bincount(lookup.slot_numbers[~lookup.found & lookup.admitted])
         name = self._store.layout.slot_name
         return {name(number): int(n) for number, n in enumerate(created) if n}
+
+
+def _hidden_widths(model: Model, tasks: int) -> list[int]:
+    """Width of each task's `Output.hidden`; 0 for a model without hidden layers."""
+    for name in ("heads", "towers"):
+        part = getattr(model, name, None)
+        if isinstance(part, Towers):
+            return [part.width] * tasks
+        if isinstance(part, Heads):
+            return [part.linear.in_features] * tasks
+    return [0] * tasks
