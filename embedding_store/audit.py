@@ -6,19 +6,21 @@ RocksDB opens a truncated list of tables as an older, or an empty, database. So 
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Final
+
+import xxhash
 
 from embedding_store.commit import COMMIT_NAME, FIRST, CommitRecord, decode_record
 from embedding_store.errors import StoreCorrupt, StoreUnreadable
 from embedding_store.layout import RowLayout
 from embedding_store.rocks import ROW_PREFIX, Rocks
 from embedding_store.row import RowFormat
+from embedding_store.sealed import read_sealed, sync_directory, write_sealed
 
 LAYOUT_NAME: Final = b"mlayout"
 REACHED_FILE: Final = "store.json"
+PLAIN_FILES: Final = ("rocks/OPTIONS-*", "rocks/IDENTITY", "rocks/rocksdict-config.json")
 
 
 def known_or_new(
@@ -53,27 +55,43 @@ def known_or_new(
     return record, layout
 
 
-def write_reached(directory: Path, record: CommitRecord) -> None:
-    """Note in `store.json` that the store in `directory` had commit `record`; durable.
+def stored_layout(rocks: Rocks, directory: Path) -> RowLayout:
+    """The layout that the store was written with, learning rates at their defaults.
 
-    Raises StoreUnreadable.
+    Raises StoreCorrupt if there is none, LayoutMismatch if it is not one of ours.
     """
-    file, writing = directory / REACHED_FILE, directory / f"{REACHED_FILE}.writing"
+    stored = rocks.get(LAYOUT_NAME)
+    if stored is None:
+        raise StoreCorrupt(f"no layout, so no store: path=`{directory}`")
+    return RowLayout.from_json(stored)
+
+
+def write_reached(directory: Path, record: CommitRecord) -> None:
+    """Note in `store.json` that the store in `directory` had commit `record`, and what RocksDB's
+    small files without a checksum hold; durable. Raises StoreUnreadable.
+    """
+    write_sealed(
+        directory / REACHED_FILE,
+        {"format": 2, "commit_id_min": record.id, "plain": plain_digests(directory)},
+    )
+
+
+def plain_digests(directory: Path) -> dict[str, str]:
+    """Name in `directory` -> XXH3-64 of RocksDB's files that carry no checksum of their own."""
     try:
-        with writing.open("wb") as opened:
-            opened.write(json.dumps({"format": 1, "commit_id_min": record.id}).encode())
-            opened.flush()
-            os.fsync(opened.fileno())
-        writing.replace(file)
-        sync_directory(directory)
+        return {
+            str(file.relative_to(directory)): xxhash.xxh3_64_hexdigest(file.read_bytes())
+            for pattern in PLAIN_FILES
+            for file in sorted(directory.glob(pattern))
+        }
     except OSError as error:
-        raise StoreUnreadable(f"cannot write: path=`{file}` error=`{error}`") from error
+        raise StoreUnreadable(f"cannot read: path=`{directory}` error=`{error}`") from error
 
 
 def _reached(directory: Path) -> int | None:
     file = directory / REACHED_FILE
     try:
-        return int(json.loads(file.read_bytes())["commit_id_min"])
+        return int(read_sealed(file)["commit_id_min"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -104,12 +122,3 @@ def verify_rows(rocks: Rocks, form: RowFormat) -> int:
             f"expected=`{record.rows_total}` commit=`{record.id}`"
         )
     return rows
-
-
-def sync_directory(directory: Path) -> None:
-    """So that a new name in it survives a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from embedding_store.audit import (
     LAYOUT_NAME,
-    sync_directory,
     verify_rows,
     write_reached,
 )
@@ -36,6 +35,7 @@ from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.reading import DATABASE, StoreReader
 from embedding_store.rocks import Rocks, row_names
 from embedding_store.row import HEADER, RowFormat, state_field, vector_field
+from embedding_store.sealed import sync_directory
 from embedding_store.state import STATE_PREFIX
 
 STATE_BATCH: Final = 4096

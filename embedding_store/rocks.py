@@ -173,6 +173,11 @@ class Rocks:
             lambda: rocksdict.Checkpoint(self._db).create_checkpoint(str(target)),
         )
 
+    def table_ranges(self) -> dict[str, tuple[bytes, bytes]]:
+        """File name of each live table -> (first, last) key in it."""
+        live = _mapped("list tables", self._db.live_files)
+        return {f["name"].lstrip("/"): (f["start_key"], f["end_key"]) for f in live}
+
     def flush(self) -> None:
         """Memtable to a table file; durability does not need it, `checkpoint` does it itself."""
         _mapped("flush", self._db.flush)

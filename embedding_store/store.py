@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from embedding_store.audit import (
     known_or_new,
-    sync_directory,
     verify_rows,
     write_reached,
 )
@@ -46,6 +45,7 @@ from embedding_store.owner import OwnerLock
 from embedding_store.pending import Commits, PendingCommit
 from embedding_store.rocks import Reads, Rocks
 from embedding_store.row import Header, Headers, RowFormat, SetValues, seconds
+from embedding_store.sealed import sync_directory
 from embedding_store.slab import NO_COUNTS
 from embedding_store.state import StagedState
 from embedding_store.stats import StoreStats
@@ -349,8 +349,7 @@ class EmbeddingStore:
     def checkpoint(self, target: Path) -> None:
         """A copy of the last commit in directory `target`, which must not exist, by hard links.
 
-        It opens like any store. It appears whole or not at all; returns after fsync of its parent.
-        A failure poisons the store, for the disk that refused it is the store's own.
+        It appears whole or not at all, durable on return. A failure poisons the store: same disk.
         """
         self._refuse_if_unusable()
         target = Path(target)
@@ -367,6 +366,10 @@ class EmbeddingStore:
             sync_directory(target.parent)
 
         self._or_poison(build)
+
+    def table_ranges(self) -> dict[str, tuple[bytes, bytes]]:
+        """File name of each table on disk now -> (first, last) database key in it."""
+        return self._rocks.table_ranges()
 
     def verify(self) -> int:
         """Read everything back from disk; returns the number of rows.

@@ -22,6 +22,7 @@ from runtime.verbs import (
     audit,
     batch,
     bench,
+    checkpoints,
     config,
     demo,
     doctor,
@@ -89,6 +90,8 @@ for _verb in _VERBS:
     app.command(_verb.__name__)(_verb)
 app.add_typer(events.produce_app, name="produce")
 app.add_typer(config.app, name="config")
+for _verb in (checkpoints.checkpoints, checkpoints.verify, checkpoints.restore):
+    store.store_app.command(_verb.__name__)(_verb)
 store.store_app.command()(store_migrate.migrate)
 app.add_typer(store.store_app, name="store")
 

@@ -167,6 +167,24 @@ class StoreConfig(Section):
     memory; direct = from the disk, many reads at a time; auto = by their size at opening."""
 
 
+class CheckpointsConfig(Section):
+    every: DurationMs = 600_000
+    """A checkpoint of the store by hard links, while training goes on; 0s = none."""
+    kept: Annotated[int, Field(ge=1)] = 3
+    """Of the newest, in `directory` and in `copy_to` alike."""
+    hourly: Annotated[int, Field(ge=0)] = 0
+    """Beside them the newest of each of so many hours that have one."""
+    daily: Annotated[int, Field(ge=0)] = 0
+    directory: str = ""
+    """On the store's own disk, since hard links cannot leave it; empty = STORE.checkpoints."""
+    copy_to: str = ""
+    """A directory on another disk, of this store alone: each checkpoint is copied there, tables
+    that it holds already are not. Hard links share the store's bytes; only a copy survives a
+    damaged table. Empty = no copies."""
+    scrub_every: DurationMs = 86_400_000
+    """So often a copy first reads back the tables that it would link; 0s = never."""
+
+
 class PublishConfig(Section):
     every_commits: Annotated[int, Field(ge=1)] = 1
     """A version is cut every this many commits that touched an entity."""
@@ -200,6 +218,7 @@ class Config(Section):
     store: StoreConfig = StoreConfig()
     admission: AdmissionConfig = AdmissionConfig()
     expiry: ExpiryConfig = ExpiryConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     publish: PublishConfig = PublishConfig()
     metrics: MetricsConfig = MetricsConfig()
 

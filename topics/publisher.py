@@ -71,6 +71,8 @@ class Publisher:
         self._is_open = False
         self._until_deadline("taking over the transactional id", self._producer.init_transactions)
         self._ends = end_offsets(config, bootstrap, REPRESENTATION_TOPICS)
+        self.published: dict[int, Manifest] = {}
+        """Manifests that the topic had at the start, by version."""
         self._manifests: set[int] = set()
         self.newest: Manifest | None = None
         """The newest manifest on the topic: what readers hold, or will."""
@@ -78,8 +80,10 @@ class Publisher:
             value = message.value()
             if value is None:
                 self._manifests.discard(int(message.key() or b"0"))
+                self.published.pop(int(message.key() or b"0"), None)
             else:
                 self.newest = decode_manifest(value)
+                self.published[self.newest.version] = self.newest
                 self._manifests.add(self.newest.version)
 
     def publish(self, version: int, records: Iterable[Record], manifest: Manifest) -> Manifest:

@@ -36,12 +36,16 @@ from topics.names import SAMPLES
 from topics.publisher import Publisher
 from topics.scan import Partition
 from trainer.bounded import run_bounded
+from trainer.checkpointing import Checkpointing
 from trainer.errors import TrainerError
 from trainer.feed_process import FeedProcess, kafka_order
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
 from trainer.source import retry_while_away, trainer_group
 from trainer.step import row_layout
+
+_CHECKPOINT_WAIT_SECONDS = 10.0
+"""For one under way when asked to stop; what is half-made then is removed at the next start."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -131,7 +135,14 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
                 lambda: Publisher(config, bootstrap, f"{config.kafka.topic_prefix}-trainer"),
                 stop.is_set,
             )
-            loop = Loop(config, store, sink=publisher)
+            checkpointing = Checkpointing(config, store)
+            loop = Loop(
+                config,
+                store,
+                sink=publisher,
+                published=publisher.published,
+                after_commit=checkpointing.after_commit,
+            )
             order = kafka_order(
                 config,
                 bootstrap,
@@ -150,6 +161,7 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
             try:
                 loop.run(source, stop.is_set)
             finally:
+                checkpointing.wait(_CHECKPOINT_WAIT_SECONDS)
                 lag.close()
                 source.close()
                 publisher.close()

@@ -96,6 +96,12 @@ def recover_state(store: EmbeddingStore, learner: Learner, plan: Plan, config: C
     return msgspec.json.decode(raw[b"progress"], type=Progress)
 
 
+def stored_progress(store: EmbeddingStore) -> Progress:
+    """As the newest commit has it, while nothing is staged; all zero before the first."""
+    raw = store.get(SPACE, b"progress")
+    return Progress() if raw is None else msgspec.json.decode(raw, type=Progress)
+
+
 def _restore_dense(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, value in learner.model.state_dict().items():

@@ -22,7 +22,7 @@ that did not.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ from trainer.loss import loss_name, reads
 from trainer.outbox import Outbox
 from trainer.portion import Portion
 from trainer.publication import Publication, Version, VersionSink
+from trainer.relearning import Numbering
 from trainer.representation import Representations
 from trainer.slots import plan_slots
 from trainer.step import Learner
@@ -69,9 +70,15 @@ class Loop:
         store: EmbeddingStore,
         *,
         sink: VersionSink | None,
+        published: Mapping[int, Manifest] | None = None,
+        after_commit: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Recover the last commit's state. `sink` None = a run that publishes nothing.
+
+        `published` are the manifests that the topic has, by version: a store that was restored is
+        behind them (see `trainer.relearning`). `after_commit` is called between two steps, while no
+        commit is under way.
 
         Raises StateMismatch, and ConfigError for an unknown model.
         """
@@ -91,6 +98,8 @@ class Loop:
         )
         self._representations = Representations(store, self._learner, config.publish)
         self._outbox = Outbox(store)
+        self._numbering = Numbering(published or {}, cut_by=config.trainer.cut_by)
+        self._after_commit = after_commit
         self._publication: Publication | None = None
         self._dirty = False
         self._marked = False
@@ -103,8 +112,7 @@ class Loop:
         if self._sink is not None:
             self._publication = Publication(self._sink, stopping)
         try:
-            for records, manifest in self._outbox.pending():
-                self._publish(Version(records, manifest))
+            self._publish_pending()
             while not stopping():
                 portion = source.take(lambda: stopping() or self._commit_is_durable())
                 if portion is not None:
@@ -256,6 +264,7 @@ class Loop:
         source.committed(commit.offsets)
         if commit.version is not None:
             self._publish(commit.version)
+        self._after_commit()
 
     def _cut_version(self) -> Version | None:
         """The version of this commit, put into the outbox; None if none is due."""
@@ -272,7 +281,7 @@ class Loop:
         if progress.commits_since_version < self._config.publish.every_commits:
             return None
         progress.commits_since_version = 0
-        progress.version += 1
+        progress.version, readable = self._numbering.next(progress)
         cut = self._representations.cut(progress.version, progress.step)
         manifest = Manifest(
             version=progress.version,
@@ -296,6 +305,8 @@ class Loop:
                 for task, report in totals.items()
             },
         )
+        if readable:  # relearnt: it was published before the store was restored
+            return None
         self._outbox.stage(cut.records, manifest)
         return Version(cut.records, manifest, cut.produced_ms)
 
@@ -308,6 +319,15 @@ class Loop:
     def _publish(self, version: Version) -> None:
         if self._publication is not None:
             self._publication.offer(version)
+
+    def _publish_pending(self) -> None:
+        """What the store's last commits left in the outbox."""
+        for records, manifest in self._outbox.pending():
+            if self._numbering.is_superseded(manifest.version):
+                self._outbox.mark_done(manifest.version)  # readers are ahead of it
+                self._marked = True
+            else:
+                self._publish(Version(records, manifest))
 
     def _mark_published(self) -> bool:
         """Take what is readable by now out of the outbox, with the next commit; whether any was."""

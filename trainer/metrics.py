@@ -74,6 +74,21 @@ ROWS = Gauge("headwater_store_rows", "Embedding rows", ["tier"])
 ADMITTED = Gauge("headwater_store_rows_admitted", "Rows created since the process started")
 EVICTED = Gauge("headwater_store_rows_evicted", "Rows moved from the slab to the disk since then")
 COMMIT = Histogram("headwater_commit_seconds", "Duration of the store's commit", buckets=_SECONDS)
+CHECKPOINT_STALL = Histogram(
+    "headwater_checkpoint_stall_seconds",
+    "How long training waits for a checkpoint's hard links",
+    buckets=_SECONDS,
+)
+LAST_CHECKPOINT = Gauge(
+    "headwater_last_checkpoint_timestamp_seconds",
+    "Wall time of the newest checkpoint; place = hard_links (the store's disk) or copy",
+    ["place"],
+)
+CHECKPOINT_FAILURES = Counter(
+    "headwater_checkpoint_failures",
+    "Checkpoints that came to nothing; doing = completing or copying",
+    ["doing"],
+)
 
 
 def observe_arrivals(batch: Batch, joined_ms: I64) -> None:

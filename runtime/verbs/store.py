@@ -249,7 +249,12 @@ def _reader(directory: Path, store: Path | None, checkpoint: str | None) -> Iter
 def _checkpoint(store: Path, which: str) -> Path:
     if which != "latest":
         return Path(which).absolute()
+    from embedding_store.checkpoints import list_checkpoints
+
     folder = store.with_name(f"{store.name}.checkpoints")
+    for checkpoint in list_checkpoints(folder):
+        if not checkpoint.damaged:
+            return checkpoint.path
     raise StoreUnreadable(f"no checkpoint in {folder}")
 
 
