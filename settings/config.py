@@ -57,13 +57,34 @@ class KindConfig(Section):
 class SlotConfig(Section):
     side: Literal["user", "item", "context"] = "context"
     """Which tower reads it: the user's, the item's, or only the mix tower (context)."""
-    type: Literal["categorical", "multi", "numeric", "vector", "sequence"] = "categorical"
+    type: Literal["categorical", "multi", "numeric", "vector", "sequence", "similarity"] = (
+        "categorical"
+    )
     """categorical = string; multi = list of strings; numeric = number; vector = list of numbers;
-    sequence = list of {"item_id", "event_ms", ...}."""
+    sequence = list of {"item_id", "event_ms", ...}; similarity = the cosine of two features that
+    are vectors (`of`), bucketed and coded as MNSE."""
     dim: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Length of a `vector` slot's value; required there, refused elsewhere."""
     length_max: Annotated[int, Field(ge=1, le=1000)] = 20
     """Newest entries of a `multi` or `sequence` slot that the model reads."""
+
+    encoder: Literal["bucket", "mnse"] = "bucket"
+    """Of a `numeric` slot: one row per half octave, or MNSE: one row per digit of each base."""
+    bases: Annotated[tuple[Annotated[int, Field(ge=2, le=36)], ...], Field(min_length=1)] = (2, 3)
+    """MNSE's numeral systems."""
+    bits: Annotated[int, Field(ge=1, le=62)] = 20
+    """MNSE: whole numbers below 2^bits; larger ones are held there."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """MNSE: a number is multiplied by it, then rounded."""
+    of: tuple[Name, ...] = ()
+    """The two features that a `similarity` slot compares; neither need be a slot itself."""
+
+    @model_validator(mode="after")
+    def _of_belongs_to_similarity(self) -> SlotConfig:
+        wanted = 2 if self.type == "similarity" else 0
+        if len(self.of) != wanted:
+            raise ValueError(f"a slot of type {self.type!r} has {wanted} features in `of`")
+        return self
 
     @model_validator(mode="after")
     def _dim_belongs_to_vector(self) -> SlotConfig:
@@ -122,6 +143,9 @@ class ModelConfig(Section):
     crocodile: models.CrocodileOptions = models.CrocodileOptions()
     multi_embedding: models.MultiEmbeddingOptions = models.MultiEmbeddingOptions()
     gwpfm: models.GwpfmOptions = models.GwpfmOptions()
+    tim: models.TimOptions = models.TimOptions()
+    rankmixer: models.RankMixerOptions = models.RankMixerOptions()
+    rankup: models.RankUpOptions = models.RankUpOptions()
 
     @property
     def own(self) -> Section | None:
@@ -237,7 +261,9 @@ class Config(Section):
                     f"{section}.slots: {unknown} have no rows of their own; "
                     f"expected among {sorted(tables)}"
                 )
-        models.check_names(self.model, tuple(self.kinds), (*IMPLICIT_SLOTS, *self.slots))
+        types = dict.fromkeys(IMPLICIT_SLOTS, "categorical")
+        types |= {name: slot.type for name, slot in self.slots.items()}
+        models.check_model(self.model, tuple(self.kinds), types)
         longest = max(k.window for k in self.kinds.values())
         if self.join.elapsed > longest:
             raise ValueError("join.elapsed must not exceed the longest window of kinds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -117,12 +117,89 @@ class GwpfmOptions(Section):
     hidden_dims: Widths = (64, 32)
 
 
-def check_names(model: Any, kinds: Sequence[str], slots: Sequence[str]) -> None:
-    """Raises ValueError, with the nearest, for options that name no kind or slot of the config."""
+class TimOptions(Section):
+    time_code: Literal["position", "gap"] = "gap"
+    """gap = the octave of the time from the behaviour to now; position = its rank from the newest.
+    Gaps tell more where clicks are rare."""
+    cross_layers: Annotated[int, Field(ge=0, le=10)] = 2
+    hidden_dims: Widths = (64, 32)
+
+
+class RankMixerOptions(Section):
+    token_dim: Width = 48
+    """D; the number of tokens must divide it."""
+    tokens: Annotated[int, Field(ge=0, le=1024)] = 0
+    """T; 0 = the largest that divides token_dim, at most 16 and one per slot."""
+    layers: Count = 2
+    ratio: Count = 2
+    """Hidden width of a token's feed-forward layer over token_dim."""
+    experts: Annotated[int, Field(ge=0, le=64)] = 0
+    """Feed-forward experts per token under ReLU routing; 0 = one, not routed."""
+    router_l1: Annotated[float, Field(ge=0)] = 0.0001
+    tower_dims: Widths = (32,)
+
+
+class RankUpOptions(Section):
+    token_dim: Width = 48
+    """D; the number of all tokens, tasks' and global ones included, must divide it."""
+    groups: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Tokens made of slots; 0 = as many as fit."""
+    permutation_seed: Annotated[int, Field(ge=0)] = 0
+    """The order in which slots are put into groups; saved with the weights."""
+    sets: Count = 2
+    """Independent embedding sets."""
+    tables: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Slot -> how many of the sets it has; a slot that is not named has all."""
+    global_by: Literal["none", "mlp", "fm", "dcn"] = "mlp"
+    cross_dim: Annotated[int, Field(ge=0, le=512)] = 8
+    """Width of the two-tower model behind the crossed token; 0 = no such token."""
+    layers: Count = 2
+    ratio: Count = 2
+    tower_dims: Widths = (32,)
+
+
+def token_count(options: RankMixerOptions, slots: int) -> int:
+    """RankMixer's T. Raises ValueError if it does not divide D."""
+    if not options.tokens:
+        return max(t for t in range(1, min(slots, 16) + 1) if options.token_dim % t == 0)
+    return _dividing(options.tokens, options.token_dim, "model.rankmixer")
+
+
+def rankup_groups(options: RankUpOptions, slots: int, tasks: int) -> int:
+    """RankUp's tokens that are made of slots. Raises ValueError if all tokens do not divide D."""
+    others = tasks + (options.global_by != "none") + (options.cross_dim > 0)
+    if options.groups > slots:
+        raise ValueError(f"model.rankup.groups: expected at most {slots}, one per slot")
+    if options.groups:
+        return _dividing(options.groups + others, options.token_dim, "model.rankup") - others
+    fitting = [g for g in range(1, slots + 1) if options.token_dim % (g + others) == 0]
+    return fitting[-1] if fitting else _dividing(1 + others, options.token_dim, "model.rankup")
+
+
+def _dividing(tokens: int, dim: int, where: str) -> int:
+    if dim % tokens:
+        near = max(1, round(dim / tokens)) * tokens
+        raise ValueError(
+            f"{where}.token_dim: expected a multiple of {tokens}, the number of tokens, got {dim}; "
+            f"the nearest is {near}"
+        )
+    return tokens
+
+
+def check_model(model: Any, kinds: Sequence[str], slots: Mapping[str, str]) -> None:
+    """Raises ValueError, with what would do, for options that do not fit the config's kinds and
+    slots {name: type}."""
     for kind in model.stem_al.main:
         _one_of("model.stem_al.main", kind, kinds)
-    for slot in model.multi_embedding.tables:
-        _one_of("model.multi_embedding.tables", slot, slots)
+    for name in ("multi_embedding", "rankup"):
+        for slot in getattr(model, name).tables:
+            _one_of(f"model.{name}.tables", slot, list(slots))
+    if model.name == "rankmixer":
+        token_count(model.rankmixer, len(slots))
+    elif model.name == "rankup":
+        rankup_groups(model.rankup, len(slots), len(kinds))
+    elif model.name == "tim" and "sequence" not in slots.values():
+        raise ValueError("model.name: tim needs at least one slot of type 'sequence'")
 
 
 def _one_of(where: str, name: str, known: Sequence[str]) -> None:

@@ -51,6 +51,9 @@ TINY: dict[str, Any] = {
         "tables": {"os": 2, "item_id": 4},
     },
     "gwpfm": {"hidden_dims": (6,)},
+    "tim": {"cross_layers": 1, "hidden_dims": (6,)},
+    "rankmixer": {"token_dim": 12, "experts": 2, "tower_dims": (5,)},
+    "rankup": {"token_dim": 12, "cross_dim": 3, "tower_dims": (5,), "tables": {"os": 1}},
 }
 
 

@@ -21,10 +21,12 @@ from trainer.features import (
     I64,
     NO_KEYS,
     U64,
-    bucket_keys,
+    number_keys,
     read_codes,
     read_numbers,
+    read_similarities,
     read_vectors,
+    signed_logs,
     values,
 )
 from trainer.slots import SIDES, Plan, Side, SidePlan
@@ -55,6 +57,9 @@ class SidePart:
     """[B, Sn] sign(x) * log1p(|x|), NaN where missing."""
     vectors: F32
     """[B, V] the vector slots side by side, each scaled to length <= 1; zeros where missing."""
+    ages: F32
+    """[N] log2(1 + seconds) from a sequence's entry to the impression; 0 for other slots, and in
+    rows that were packed."""
 
     def take(self, rows: I64) -> SidePart:
         """The part of `rows` [K], ascending."""
@@ -72,6 +77,7 @@ class SidePart:
             missing=self.missing[rows],
             numeric=self.numeric[rows],
             vectors=self.vectors[rows],
+            ages=self.ages[kept],
         )
 
 
@@ -196,6 +202,7 @@ def _encode_side(
     missing = np.zeros((rows, slots), np.float32)
     keys: list[U64] = []
     weights: list[F32] = []
+    ages: list[F32] = []
     numeric: list[F32] = []
     vectors: list[F32] = []
     for s, slot in enumerate(plan.slots):
@@ -205,18 +212,25 @@ def _encode_side(
             missing[:, s] = np.isnan(dense[:, 0])
             vectors.append(np.nan_to_num(dense, nan=0.0))
             continue
-        if slot.type == "numeric":
-            column = read_numbers(raw, slot, rejected)
-            numeric.append(column)
+        if slot.type in ("numeric", "similarity"):
+            if slot.type == "numeric":
+                column = read_numbers(raw, slot, rejected)
+                numeric.append(signed_logs(column))
+            else:
+                column = read_similarities(samples, slot, rejected)
             missing[:, s] = np.isnan(column)
-            lengths[s] = missing[:, s] == 0
-            slot_keys, slot_weights = bucket_keys(slot, column)
+            slot_keys, slot_weights, each = number_keys(slot, column)
+            lengths[s] = each * (missing[:, s] == 0)
+            slot_ages = np.zeros(len(slot_keys), np.float32)
         else:
-            slot_keys, slot_weights = read_codes(samples, raw, slot, lengths[s], rejected)
+            slot_keys, slot_weights, slot_ages = read_codes(
+                samples, raw, slot, lengths[s], rejected
+            )
             missing[:, s] = lengths[s] < 0
             lengths[s] = np.maximum(lengths[s], 0)
         keys.append(slot_keys)
         weights.append(slot_weights)
+        ages.append(slot_ages)
     return SidePart(
         plan=plan,
         rows=rows,
@@ -226,4 +240,5 @@ def _encode_side(
         missing=missing,
         numeric=np.stack(numeric, 1) if numeric else np.empty((rows, 0), np.float32),
         vectors=np.concatenate(vectors, 1) if vectors else np.empty((rows, 0), np.float32),
+        ages=np.concatenate(ages) if ages else np.empty(0, np.float32),
     )

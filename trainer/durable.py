@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from trainer.errors import StateMismatch
-from trainer.slots import SIDES, Plan
+from trainer.slots import SIDES, Plan, Slot
 from trainer.step import Learner
 
 SPACE = "trainer"
@@ -128,11 +128,19 @@ def _shape(plan: Plan, config: Config) -> dict[str, object]:
         | {"own": None if own is None else own.model_dump(mode="json")},
         "slots": {
             slot.name: {"side": slot.side, "type": slot.type, "dim": slot.dim}
+            | ({"encoder": _encoder(slot)} if slot.type in ("numeric", "similarity") else {})
             for slot in plan.slots
         },
         "kinds": list(plan.tasks),
         "domains": list(plan.domains),
     }
+
+
+def _encoder(slot: Slot) -> list[object]:
+    """What decides which rows a number names."""
+    if slot.type == "numeric" and slot.encoder == "bucket":
+        return ["bucket"]
+    return ["mnse", list(slot.bases), slot.bits, slot.scale, list(slot.of)]
 
 
 def _check_shape(stored: dict[str, object], asked: dict[str, object]) -> None:

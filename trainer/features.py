@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from embedding_store.keys import row_keys
 from topics.sample import Sample
+from trainer.codes import SIMILARITY_BITS, mnse_keys, similarity_bucket
 from trainer.slots import ITEM_TABLE, Slot
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
+F64 = npt.NDArray[np.float64]
 
 RECENCY_SCALE_MS = 3_600_000.0
 """An entry of a sequence this old weighs half of one that is new."""
@@ -42,13 +44,14 @@ def read_codes(
     slot: Slot,
     lengths: I64,
     rejected: Counter[tuple[str, str]],
-) -> tuple[U64, F32]:
-    """Keys and weights of a slot of strings; writes the keys per sample into `lengths` [B].
+) -> tuple[U64, F32, F32]:
+    """Keys, weights and ages of a slot of strings; writes keys per sample into `lengths` [B].
 
     An empty list has 0 keys, which is not the same as missing: -1.
     """
     words: list[str] = []
     weights: list[float] = []
+    ages: list[float] = []
     lengths[:] = -1
     for b, value in enumerate(values):
         if value is None:
@@ -72,19 +75,23 @@ def read_codes(
             entries = _read_sequence(value, slot, samples[b].event_ms, rejected)
             if entries is None:
                 continue
-            total = sum(weight for _, weight in entries)
-            words += [item for item, _ in entries]
-            weights += [weight / total for _, weight in entries]
+            total = sum(weight for _, weight, _ in entries)
+            words += [item for item, _, _ in entries]
+            weights += [weight / total for _, weight, _ in entries]
+            ages += [age for _, _, age in entries]
             lengths[b] = len(entries)
     table = ITEM_TABLE if slot.type == "sequence" else slot.name
     keys = row_keys(table, words) if words else NO_KEYS
-    return keys, np.asarray(weights, np.float32)
+    if slot.type != "sequence":
+        return keys, np.asarray(weights, np.float32), np.zeros(len(words), np.float32)
+    return keys, np.asarray(weights, np.float32), np.asarray(ages, np.float32)
 
 
 def _read_sequence(
     value: Any, slot: Slot, event_ms: int, rejected: Counter[tuple[str, str]]
-) -> list[tuple[str, float]] | None:
-    """(item id, recency weight) of the newest entries, oldest first; None for no list at all.
+) -> list[tuple[str, float, float]] | None:
+    """(item id, recency weight, log2(1 + age in seconds)) of the newest entries, oldest first; None
+    for no list at all.
 
     Entries later than the impression are dropped and counted: they were not known then.
     """
@@ -102,13 +109,17 @@ def _read_sequence(
             entries.append((at, item))
     entries.sort(key=lambda e: e[0])
     return [
-        (item, 1.0 / (1.0 + math.log2(1.0 + (event_ms - at) / RECENCY_SCALE_MS)))
+        (
+            item,
+            1.0 / (1.0 + math.log2(1.0 + (event_ms - at) / RECENCY_SCALE_MS)),
+            math.log2(1.0 + (event_ms - at) / 1000.0),
+        )
         for at, item in entries[-slot.length_max :]
     ]
 
 
-def read_numbers(values: list[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F32:
-    """[B] signed log of each number, NaN where missing."""
+def read_numbers(values: list[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F64:
+    """[B] each number, NaN where missing."""
     column = np.full(len(values), np.nan, np.float64)
     for b, value in enumerate(values):
         if value is None:
@@ -118,13 +129,51 @@ def read_numbers(values: list[Any], slot: Slot, rejected: Counter[tuple[str, str
         else:
             rejected[slot.name, "expected a number"] += 1
     column[~np.isfinite(column)] = np.nan
-    logs: F32 = (np.sign(column) * np.log1p(np.abs(column))).astype(np.float32)
-    return logs
+    return column
 
 
-def bucket_keys(slot: Slot, column: F32) -> tuple[U64, F32]:
-    """One key per number: its bucket on a log scale, half an octave wide."""
+def signed_logs(column: F64) -> F32:
+    """[B] sign(x) * log1p(|x|), NaN where missing."""
+    return np.asarray(np.sign(column) * np.log1p(np.abs(column)), np.float32)
+
+
+def read_similarities(
+    samples: Sequence[Sample], slot: Slot, rejected: Counter[tuple[str, str]]
+) -> F64:
+    """[B] cosine of the two vectors that the slot compares, NaN where one is missing or zero."""
+    column = np.full(len(samples), np.nan, np.float64)
+    for b, sample in enumerate(samples):
+        pair = [sample.features.get(name) for name in slot.of]
+        if None in pair:
+            continue
+        try:
+            one, other = (np.asarray(vector, np.float64) for vector in pair)
+            if one.ndim != 1 or one.shape != other.shape or not one.size:
+                raise ValueError
+        except (ValueError, TypeError, OverflowError):
+            rejected[slot.name, "expected two lists of as many numbers"] += 1
+            continue
+        with np.errstate(all="ignore"):
+            column[b] = (one / np.linalg.norm(one)) @ (other / np.linalg.norm(other))
+    column[~np.isfinite(column)] = np.nan
+    return column
+
+
+def number_keys(slot: Slot, column: F64) -> tuple[U64, F32, int]:
+    """(keys, weights, keys per number) of the numbers that are there, by the slot's encoder."""
     present = column[~np.isnan(column)]
+    if slot.type == "similarity":
+        buckets = similarity_bucket(present)
+        keys, weights = mnse_keys(slot.name, buckets, slot.bases, SIMILARITY_BITS)
+    elif slot.encoder == "mnse":
+        keys, weights = mnse_keys(slot.name, present * slot.scale, slot.bases, slot.bits)
+    else:
+        keys, weights = bucket_keys(slot, signed_logs(present))
+    return keys, weights, len(keys) // max(1, present.size)
+
+
+def bucket_keys(slot: Slot, present: F32) -> tuple[U64, F32]:
+    """One key per number, given as signed log: its bucket, half an octave wide."""
     buckets = np.floor(present / math.log(2.0) * _BUCKETS_PER_OCTAVE).astype(np.int64)
     names, inverse = np.unique(buckets, return_inverse=True)
     if not names.size:

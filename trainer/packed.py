@@ -74,6 +74,7 @@ def unpack_rows(rows: Sequence[bytes], plan: SidePlan) -> SidePart:
         missing=fixed[:, 2 * slots : at].astype(np.float32),
         numeric=_floats(fixed[:, at:numeric_end]),
         vectors=_floats(fixed[:, numeric_end:]),
+        ages=np.zeros(keys.size, np.float32),
     )
 
 

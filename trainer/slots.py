@@ -8,7 +8,7 @@ from typing import Literal
 from settings.config import IMPLICIT_SLOTS, Config
 
 Side = Literal["user", "item", "context"]
-SlotType = Literal["categorical", "multi", "numeric", "vector", "sequence"]
+SlotType = Literal["categorical", "multi", "numeric", "vector", "sequence", "similarity"]
 SIDES: tuple[Side, ...] = ("user", "item", "context")
 ITEM_TABLE = "item_id"
 """Slot whose rows a sequence's item ids share: an item means the same wherever it is seen."""
@@ -24,6 +24,13 @@ class Slot:
     dim: int
     """Length of a vector's value; 0 for other types."""
     length_max: int
+    encoder: Literal["bucket", "mnse"] = "bucket"
+    """Of a number, likewise below."""
+    bases: tuple[int, ...] = (2, 3)
+    bits: int = 20
+    scale: float = 1.0
+    of: tuple[str, ...] = ()
+    """The two features that a similarity compares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +62,9 @@ class Plan:
     @property
     def known(self) -> frozenset[str]:
         """Names that a sample's `features` may carry."""
-        return frozenset(
-            slot.name for side in self.sides.values() for slot in side.slots
-        ) - frozenset(IMPLICIT_SLOTS)
+        slots = [slot for side in self.sides.values() for slot in side.slots]
+        compared = frozenset(name for slot in slots for name in slot.of)
+        return compared | frozenset(slot.name for slot in slots) - frozenset(IMPLICIT_SLOTS)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -77,7 +84,18 @@ def plan_slots(config: Config) -> Plan:
     """
     slots = [Slot(name, side, "categorical", 0, 1) for name, side in IMPLICIT_SLOTS.items()]
     slots += [
-        Slot(name, spec.side, spec.type, spec.dim or 0, spec.length_max)
+        Slot(
+            name,
+            spec.side,
+            spec.type,
+            spec.dim or 0,
+            spec.length_max,
+            spec.encoder,
+            spec.bases,
+            spec.bits,
+            spec.scale,
+            spec.of,
+        )
         for name, spec in sorted(config.slots.items())
     ]
     sides = {side: SidePlan(side, tuple(s for s in slots if s.side == side)) for side in SIDES}

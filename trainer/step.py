@@ -23,9 +23,8 @@ from trainer.delayed import NuisanceHeads, matured, nuisance_loss, nuisance_of
 from trainer.errors import TrainerError
 from trainer.loss import NUISANCE_LOSSES, batch_loss, loss_name, served, targets
 from trainer.models.build import build_model, row_sets
-from trainer.models.model import Model, Output
+from trainer.models.model import Output
 from trainer.moments import Moments
-from trainer.parts.head import Heads, Towers
 from trainer.slots import SIDES, Plan, Side, plan_slots, table_of
 from trainer.tensors import batch_tensors, side_tensors, to_device
 
@@ -86,7 +85,7 @@ class Learner:
         self._loss = loss_name(config)
         self._heads: NuisanceHeads | None = None
         if self._loss in NUISANCE_LOSSES:
-            self._heads = NuisanceHeads(_hidden_widths(self.model, len(plan.tasks)))
+            self._heads = NuisanceHeads([self.model.hidden_dim] * len(plan.tasks))
             self.model.add_module(NUISANCE, self._heads)  # one optimizer, durable as one
         self.model.to(self.device)
         self.adam = torch.optim.Adam(
@@ -143,15 +142,16 @@ class Learner:
             if (batch.state == FINAL).any():
                 terms.append(nuisance_loss(said, matured(batch, self._elapsed_ms, self.device)))
         if positive.any() or negative.any():
-            own = batch_loss(
-                output.logits,
-                to_device(positive, self.device),
-                to_device(negative, self.device),
-                to_device(batch.log_keep_rate, self.device),
-                self._loss,
-                nuisance=nuisance,
-            )
-            terms += [own, *output.terms.values()]
+            said_of = [to_device(array, self.device) for array in (positive, negative)]
+            keep = to_device(batch.log_keep_rate, self.device)
+            for logits in (output.logits, output.auxiliary):
+                if logits is not None:
+                    terms.append(
+                        batch_loss(
+                            logits, said_of[0], said_of[1], keep, self._loss, nuisance=nuisance
+                        )
+                    )
+            terms += output.terms.values()
         return torch.stack(terms).sum() if terms else None
 
     def represent(self, side: Side, part: SidePart) -> F32:
@@ -181,14 +181,3 @@ class Learner:
         created = np.bincount(lookup.slot_numbers[~lookup.found & lookup.admitted])
         name = self._store.layout.slot_name
         return {name(number): int(n) for number, n in enumerate(created) if n}
-
-
-def _hidden_widths(model: Model, tasks: int) -> list[int]:
-    """Width of each task's `Output.hidden`; 0 for a model without hidden layers."""
-    for name in ("heads", "towers"):
-        part = getattr(model, name, None)
-        if isinstance(part, Towers):
-            return [part.width] * tasks
-        if isinstance(part, Heads):
-            return [part.linear.in_features] * tasks
-    return [0] * tasks

@@ -22,6 +22,8 @@ class SequenceTensors:
     """int64 [B, L] into the gathered rows; 0 where padded."""
     log_weights: Tensor
     """float32 [B, L] log of the recency weight, -inf where padded."""
+    ages: Tensor
+    """float32 [B, L] log2(1 + age in seconds), 0 where padded."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,8 @@ def _sequence(
     indices = np.zeros(inside.shape, np.int64)
     log_weights[inside] = np.log(part.weights[at[inside]])
     indices[inside] = inverse[at[inside]]
-    return SequenceTensors(to_device(indices, device), to_device(log_weights, device))
+    ages: F32 = np.where(inside, part.ages[at] if part.ages.size else 0.0, 0.0).astype(np.float32)
+    return SequenceTensors(*(to_device(array, device) for array in (indices, log_weights, ages)))
 
 
 def batch_tensors(

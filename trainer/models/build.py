@@ -17,9 +17,12 @@ from trainer.models.mmoe import Mmoe
 from trainer.models.model import Model
 from trainer.models.multi_embedding import MultiEmbedding
 from trainer.models.ple import Ple
+from trainer.models.rankmixer import RankMixer
+from trainer.models.rankup import RankUp
 from trainer.models.shared_bottom import SharedBottom
 from trainer.models.stem import Stem
 from trainer.models.stem_al import StemAuxiliary
+from trainer.models.tim import Tim
 from trainer.parts.sets import RowSets
 from trainer.slots import Plan
 
@@ -28,8 +31,11 @@ _CLASSES: dict[str, type[Model]] = {
     "crocodile": Crocodile,
     "gwpfm": Gwpfm,
     "multi_embedding": MultiEmbedding,
+    "rankmixer": RankMixer,
+    "rankup": RankUp,
     "stem": Stem,
     "stem_al": StemAuxiliary,
+    "tim": Tim,
     "dcn": Dcn,
     "fm": FactorisationMachine,
     "lfm4ads": Lfm4Ads,

@@ -17,9 +17,12 @@ MODELS: dict[str, str] = {
     "mmoe": "MMoE: Multi-gate Mixture-of-Experts (Ma et al., KDD 2018)",
     "multi_embedding": "Multi-Embedding with heterogeneous experts (arXiv 2310.04400, 2403.00793)",
     "ple": "PLE: Progressive Layered Extraction (Tang et al., RecSys 2020)",
+    "rankmixer": "RankMixer: token mixing and per-token FFN (arXiv 2507.15551)",
+    "rankup": "RankUp: tokens that keep their rank (arXiv 2604.17878)",
     "shared_bottom": "Shared-Bottom multi-task MLP (Caruana, Machine Learning 28, 1997)",
     "stem": "STEM-Net: Shared and Task-specific EMbeddings, AFTB (arXiv 2308.13537)",
     "stem_al": "STEM-AL: STEM for Auxiliary Learning (arXiv 2308.13537, 2403.00793)",
+    "tim": "TIM: Temporal Interest Module (arXiv 2308.08487)",
 }
 
 

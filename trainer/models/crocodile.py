@@ -57,6 +57,11 @@ class Crocodile(Model):
         """CR is what the gate mixes."""
         return self.width
 
+    @property
+    def hidden_dim(self) -> int:
+        """A domain's tower."""
+        return self.options.tower_dim
+
     def forward(self, batch: BatchTensors, rows: Rows) -> Output:
         """Logits [B, T], CR [B, d], and the covariance term."""
         slots = self.slots(batch, rows)

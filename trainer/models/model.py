@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from settings.config import ModelConfig
-from trainer.parts.head import FirstOrder
+from trainer.parts.head import FirstOrder, Heads, Towers
 from trainer.parts.sets import SHARED, RowSets, SlotVectors, Vectors
 from trainer.parts.taps import Taps
 from trainer.slots import Plan, Side
@@ -31,6 +31,8 @@ class Output:
     """Input of each task's last linear layer, T times [B, h]; None where there is no such layer."""
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Further scalar terms of the loss, weighted already."""
+    auxiliary: Tensor | None = None
+    """Logits [B, T] of a model beside, trained by the same labels and never served."""
 
 
 class Model(nn.Module):
@@ -75,6 +77,17 @@ class Model(nn.Module):
     @property
     def cross_dim(self) -> int:
         """Width of CR; 0 for a model without one."""
+        return 0
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of each entry of `Output.hidden`; 0 for a model without hidden layers."""
+        for name in ("heads", "towers"):
+            part = getattr(self, name, None)
+            if isinstance(part, Towers):
+                return part.width
+            if isinstance(part, Heads):
+                return part.linear.in_features
         return 0
 
     def represent(self, side: Side, tensors: SideTensors, rows: Rows) -> Tensor:
