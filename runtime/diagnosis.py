@@ -6,9 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -18,33 +16,21 @@ from confluent_kafka.admin._resource import ResourceType
 
 from runtime.broker import cluster_id_at
 from runtime.config_file import read_config
+from runtime.finding import Finding
 from runtime.jars import JAVA_MAJOR_MIN, ToolMissing, flink_jars, java_major, java_path
 from runtime.jars import kafka_classpath as require_kafka_jars
 from runtime.run_state import RunState, read_run
 from runtime.scrape import scrape
+from runtime.watermarks import watermark_findings
 from settings.config import Config
 from settings.load import ConfigError
 from topics.client import client_settings
 from topics.errors import TopicError
 from topics.names import ALL_TOPICS, EVENT_TOPICS, partition_count, topic_settings
 
-Verdict = Literal["ok", "warning", "problem"]
 DISK_FREE_BYTES_MIN = 2 * 1024**3
 CLOCK_SKEW_S_MAX = 2.0
 _TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line. `fix` is empty where nothing is to be done."""
-
-    check: str
-    verdict: Verdict
-    says: str
-    fix: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def diagnose(directory: Path, config_file: Path | None) -> list[Finding]:
@@ -69,6 +55,9 @@ def diagnose(directory: Path, config_file: Path | None) -> list[Finding]:
         run = None
     if run is not None:
         findings += _processes(run)
+        join = run.children.get("join")
+        if join is not None and join.metrics_port:
+            findings += watermark_findings(config, scrape(join.metrics_port))
     bootstrap = run.bootstrap if run else config.kafka.bootstrap
     if bootstrap:
         findings += _broker(config, bootstrap, run.cluster_id if run else None)
@@ -214,7 +203,7 @@ def _topics(admin: AdminClient, config: Config, _bootstrap: str) -> Iterator[Fin
             for key, value in topic_settings(config, name).items()
             if described[topic].get(key) != value
         ]
-        if partitions != expected:
+        if partitions != expected and not (name in EVENT_TOPICS and partitions > expected):
             differing.insert(0, f"it has {partitions} partitions, not {expected}")
         if differing:
             wrong = True

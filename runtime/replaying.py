@@ -35,7 +35,7 @@ from stream.savepoint import take_savepoint
 from topics.admin import ensure_topics
 from topics.lag import committed_offsets
 from topics.names import EVENT_TOPICS, join_group
-from topics.scan import Partition, end_offsets
+from topics.scan import Partition, record_ends
 
 _FOREVER_MS = 2**62
 _POLL_SECONDS = 0.3
@@ -157,7 +157,7 @@ def replay_live(
     require_java()
     flink_jars()
     started = time.monotonic()
-    ends = end_offsets(shadow, bootstrap, EVENT_TOPICS)
+    ends = record_ends(shadow, bootstrap, EVENT_TOPICS)
     committed = committed_offsets(shadow, bootstrap, join_group(shadow), EVENT_TOPICS)
     say("joining what is there")
     with _unbounded_join(bootstrap, home) as join:

@@ -25,9 +25,9 @@ class RunningJob(NamedTuple):
 class FlinkRest:
     """The REST of one JobManager (`base_url` such as http://127.0.0.1:8081)."""
 
-    def __init__(self, base_url: str, timeout_seconds: float = 5.0) -> None:
+    def __init__(self, base_url: str, timeout_seconds: float = 30.0) -> None:
         self.base_url = base_url.rstrip("/")
-        self._client = httpx.Client(base_url=self.base_url, timeout=timeout_seconds)
+        self._timeout_seconds = timeout_seconds
 
     def jobs(self) -> list[RunningJob]:
         """Every job that it knows, finished ones included. Raises FlinkUnreachable."""
@@ -96,7 +96,9 @@ class FlinkRest:
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         try:
-            answer = self._client.request(method, path, **options)
+            answer = httpx.request(
+                method, self.base_url + path, timeout=self._timeout_seconds, **options
+            )
         except httpx.TransportError as error:
             raise FlinkUnreachable(f"no JobManager answers at {self.base_url}: {error}") from error
         answer.raise_for_status()

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from settings.config import Config
-from stream.compiled import plan_for
+from stream.compiled import CompiledPlan, plan_for
 from stream.errors import JoinFailed, JoinPlanUnknown, JoinStateLost
 from stream.flink_rest import FlinkRest
 from stream.plan import flink_settings, statements
@@ -26,6 +26,7 @@ from stream.restore import (
     check_mode,
     check_shape,
     forget_finished,
+    home_of,
     reached_watermark_ms,
     read_shape,
     require_newest,
@@ -125,13 +126,15 @@ class JoinJob:
         self._lock = lock_state_dir(state_dir)
         check_mode(state_dir, bounded=bounded)
         forget_finished(state_dir)
-        tables = self._start_jvm()
         asked = None if restore is None else require_newest(state_dir, restore.resolve())
+        # Refuses what does not fit before a JVM is started.
+        self._plan = _choose_plan(config, state_dir if asked is None else home_of(asked.path))
+        tables = self._start_jvm()
         saved = asked or _newest_readable(state_dir)
         self.restored_from = None if saved is None else saved.path
         if saved is None and has_run():
             raise JoinStateLost(state_dir)
-        self._settle_shape(config, state_dir, saved)
+        write_shape(state_dir, shape_of(config, self._plan.name))
         settings = flink_settings(
             config,
             state_dir=state_dir,
@@ -170,15 +173,6 @@ class JoinJob:
         path = self._log_dir / "plan.json"
         path.write_text(self._plan.render(config), encoding="utf-8")
         return [*tables, f"EXECUTE PLAN '{path}'"]
-
-    def _settle_shape(self, config: Config, state_dir: Path, saved: SavedState | None) -> None:
-        """Choose the plan that the state belongs to, and note what the state is about."""
-        before = None if saved is None else read_shape(state_dir)
-        self._plan = plan_for(None if before is None else before.plan)
-        shape = shape_of(config, self._plan.name)
-        if before is not None:
-            check_shape(before, shape)
-        write_shape(state_dir, shape)
 
     def wait(self, stopping: Callable[[], bool]) -> bool:
         """Block until the bounded input is joined (True) or `stopping()` is true (False).
@@ -258,6 +252,15 @@ class JoinJob:
             return JoinPlanUnknown(self._plan.name, "its operators are not in this job")
         hint = next((hint for sign, hint in _HINTS if sign in text), None)
         return JoinFailed(reason, hint=hint, log=self._log_dir)
+
+
+def _choose_plan(config: Config, state_dir: Path) -> CompiledPlan:
+    """The plan that the state in `state_dir` belongs to, if this config can go on with it."""
+    before = read_shape(state_dir) if any(saved_states(state_dir)) else None
+    plan = plan_for(None if before is None else before.plan)
+    if before is not None:
+        check_shape(before, shape_of(config, plan.name))
+    return plan
 
 
 def _write_log_settings(log_dir: Path) -> None:

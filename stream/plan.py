@@ -22,6 +22,8 @@ from topics.names import (
 )
 
 _WATERMARK_INTERVAL_MS = 100
+_DISCOVERY = "10000 ms"
+"""How soon a partition that was added is read. Its first events wait so long, nothing is lost."""
 _BUFFER_TIMEOUT_MS = 20
 """How long a row may wait in a network buffer: a part of freshness; below this it costs speed."""
 
@@ -121,7 +123,7 @@ def _source(config: Config, bootstrap: str, stream: Stream, *, bounded: bool) ->
         "properties.max.partition.fetch.bytes": str(max(1_048_576, record_bytes_max(config))),
         "properties.client.dns.lookup": "use_all_dns_ips",
         "scan.startup.mode": "earliest-offset",
-        "scan.topic-partition-discovery.interval": "0 ms" if bounded else "60000 ms",
+        "scan.topic-partition-discovery.interval": "0 ms" if bounded else _DISCOVERY,
         "key.format": "headwater-event",
         "key.headwater-event.stream": "key",
         "key.fields": "k",

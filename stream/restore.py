@@ -76,10 +76,16 @@ def require_newest(state_dir: Path, asked: Path) -> SavedState:
     number = _checkpoint_number(asked / "_metadata")
     if number is None:
         raise JoinConfigChanged(f"{asked} holds no complete savepoint or checkpoint")
-    newest = next(saved_states(state_dir), None)
-    if newest is not None and newest.number > number:
-        raise SavepointOld(asked, newest.path)
+    for folder in (state_dir, home_of(asked)):
+        newest = next(saved_states(folder), None)
+        if newest is not None and newest.number > number:
+            raise SavepointOld(asked, newest.path)
     return SavedState(number, asked, is_savepoint=not asked.name.startswith("chk-"))
+
+
+def home_of(asked: Path) -> Path:
+    """The state directory that the state at `asked` was written in; `asked` if it was moved out."""
+    return next((folder for folder in asked.parents if (folder / "shape.json").exists()), asked)
 
 
 def reached_watermark_ms(config: Config, bootstrap: str) -> int:
@@ -127,8 +133,8 @@ def write_shape(state_dir: Path, shape: Shape) -> None:
 def check_shape(before: Shape, now: Shape) -> None:
     """Raise JoinConfigChanged if state of shape `before` cannot go on under `now`.
 
-    A kind may be added, if its window is not longer than the longest one so far; everything else of
-    the shape stays. What is not in the shape may change at any restart.
+    A kind may be added behind the others, if its window is not longer than the longest one so far;
+    everything else of the shape stays. What is not in the shape may change at any restart.
     """
     told: list[str] = []
     for kind, window_ms in before.windows_ms.items():
@@ -142,6 +148,14 @@ def check_shape(before: Shape, now: Shape) -> None:
         for kind, window_ms in now.windows_ms.items()
         if kind not in before.windows_ms and window_ms > longest_ms
     ]
+    common = [kind for kind in now.windows_ms if kind in before.windows_ms]
+    if common != list(now.windows_ms)[: len(common)] or common != [
+        kind for kind in before.windows_ms if kind in now.windows_ms
+    ]:
+        told.append(
+            f"kinds were {', '.join(before.windows_ms)}, are {', '.join(now.windows_ms)}:"
+            " a new one goes to the end"
+        )
     for name, path in _PATHS.items():
         old, new = getattr(before, name), getattr(now, name)
         if old != new:

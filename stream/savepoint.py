@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlparse
 
 import msgspec
 
-from stream.errors import SavepointFailed
+from stream.errors import FlinkUnreachable, SavepointFailed
 from stream.flink_rest import FlinkRest
 
 
@@ -47,7 +47,15 @@ def take_savepoint(state_dir: Path, *, stop: bool) -> Path:
     running = read_running(state_dir)
     folder = (state_dir / "savepoints").resolve()
     folder.mkdir(exist_ok=True)
-    uri = FlinkRest(running.rest).savepoint(running.job_id, folder.as_uri(), stop=stop)
+    before = set(folder.iterdir())
+    try:
+        uri = FlinkRest(running.rest).savepoint(running.job_id, folder.as_uri(), stop=stop)
+    except FlinkUnreachable:
+        # A job that has stopped takes its JVM with it, often before it could be asked about it.
+        new = [path for path in set(folder.iterdir()) - before if (path / "_metadata").is_file()]
+        if not stop or len(new) != 1:
+            raise
+        return new[0]
     return Path(unquote(urlparse(uri).path))
 
 

@@ -55,6 +55,26 @@ def end_offsets(
         consumer.close()
 
 
+def record_ends(config: Config, bootstrap: str, names: Sequence[str]) -> dict[Partition, int]:
+    """Behind the last committed record of each partition (0 where there is none): what a consumer
+    comes to. The partition itself may end later, with control records of transactions.
+
+    Raises TopicUnavailable, TopicUnknown.
+    """
+    ends = end_offsets(config, bootstrap, names)
+    found: dict[Partition, int] = {}
+    back = 64
+    while len(found) < len(ends):
+        start = {at: end if at in found else max(0, end - back) for at, end in ends.items()}
+        for name, message in read_to_end(config, bootstrap, names, start=start, until=ends):
+            found[name, message.partition() or 0] = (message.offset() or 0) + 1
+        for at, offset in start.items():
+            if offset == 0:
+                found.setdefault(at, 0)
+        back *= 64
+    return found
+
+
 def read_to_end(
     config: Config,
     bootstrap: str,

@@ -1,0 +1,122 @@
+"""What kept state allows the next release and the next config to change, refused before Flink."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from settings.config import Config
+from stream import compiled
+from stream.compiled import plan_for, planned_statements, plans
+from stream.errors import JoinConfigChanged, JoinPlanUnknown, SavepointOld
+from stream.restore import check_shape, require_newest, saved_states, shape_of
+
+
+def _config(**sections: Any) -> Config:
+    kinds = {"buy": {"window": "2h"}, "like": {"window": "1h"}}
+    return Config.model_validate({"kinds": kinds} | sections)
+
+
+def test_the_newest_plan_is_that_of_the_sql() -> None:
+    """Fails when the SQL changes: `python -m stream.record_plan NAME` then keeps a successor."""
+    assert plans()[-1].file.statements == planned_statements()
+
+
+def test_a_plan_takes_its_numbers_from_the_config() -> None:
+    config = _config(
+        join={"lateness": "7s", "idle_timeout": "11s"}, events={"future_bound": "13min"}
+    )
+    text = plan_for(None).render(config)
+    assert "88888888888" not in text
+    for number in ("7001", "11000", "780000"):
+        assert number in text, number
+    assert json.loads(text)["nodes"]
+    never = plan_for(None).render(_config(join={"idle_timeout": "0s"}))
+    assert '"idleTimeoutMillis" : -1' in never
+
+
+def test_state_keeps_the_plan_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = plans()[-1].file
+    successor = msgspec.structs.replace(kept, name="next", number=kept.number + 1)
+    for file in (kept, successor):
+        (tmp_path / f"{file.name}.json").write_bytes(msgspec.json.encode(file))
+    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
+    assert plan_for(None).name == "next"
+    assert plan_for(kept.name).name == kept.name
+    with pytest.raises(JoinPlanUnknown, match=f"'v0', and this release has {kept.name}, next"):
+        plan_for("v0")
+
+
+MAY_CHANGE: dict[str, dict[str, Any]] = {
+    "parallelism": {"join": {"parallelism": 4}},
+    "lateness": {"join": {"lateness": "1min"}},
+    "checkpoints": {"join": {"checkpoint_interval": "5s", "idle_timeout": "1min"}},
+    "features": {"slots": {"age": {"type": "numeric"}}, "domains": ["a"]},
+    "model": {"model": {"embedding_dim": 8}},
+    "the future": {"events": {"future_bound": "1h"}},
+    "a kind": {
+        "kinds": {"buy": {"window": "2h"}, "like": {"window": "1h"}, "rent": {"window": "2h"}}
+    },
+}
+MAY_NOT: dict[str, tuple[dict[str, Any], str]] = {
+    "a window": (
+        {"kinds": {"buy": {"window": "3h"}, "like": {"window": "1h"}}},
+        "kinds.buy.window was 7200000 ms, is 10800000 ms",
+    ),
+    "a kind gone": ({"kinds": {"buy": {"window": "2h"}}}, "kinds.like is gone"),
+    "order": (
+        {"kinds": {"like": {"window": "1h"}, "buy": {"window": "2h"}}},
+        "kinds were buy, like, are like, buy: a new one goes to the end",
+    ),
+    "a longer kind": (
+        {"kinds": {"buy": {"window": "2h"}, "like": {"window": "1h"}, "rent": {"window": "9h"}}},
+        "kinds.rent.window is 32400000 ms, longer than any before",
+    ),
+    "policy": ({"join": {"policy": "correct"}}, "join.policy was 'wait', is 'correct'"),
+    "elapsed": ({"join": {"elapsed": "5s"}}, "join.elapsed"),
+    "prefix": ({"kafka": {"topic_prefix": "b"}}, "kafka.topic_prefix was 'headwater', is 'b'"),
+    "events": ({"kafka": {"events_prefix": "b"}}, "kafka.events_prefix was '', is 'b'"),
+}
+
+
+@pytest.mark.parametrize("name", MAY_CHANGE)
+def test_may_change_on_kept_state(name: str) -> None:
+    check_shape(shape_of(_config(), "v1"), shape_of(_config(**MAY_CHANGE[name]), "v1"))
+
+
+@pytest.mark.parametrize("name", MAY_NOT)
+def test_may_not_change_on_kept_state(name: str) -> None:
+    sections, says = MAY_NOT[name]
+    with pytest.raises(JoinConfigChanged, match=says):
+        check_shape(shape_of(_config(), "v1"), shape_of(_config(**sections), "v1"))
+
+
+def _state(folder: Path, number: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "_metadata").write_bytes(struct.pack(">iiq", 0x4960672D, 5, number) + b"...")
+    return folder
+
+
+def test_the_newest_of_checkpoints_and_savepoints_is_restored(tmp_path: Path) -> None:
+    _state(tmp_path / "checkpoints" / "a" / "chk-9", 9)
+    newest = _state(tmp_path / "savepoints" / "savepoint-1", 12)
+    time.sleep(0.01)
+    older = _state(tmp_path / "checkpoints" / "a" / "chk-11", 11)
+    (tmp_path / "checkpoints" / "a" / "chk-13").mkdir()  # never completed
+    cut = _state(tmp_path / "checkpoints" / "a" / "chk-14", 14)
+    (cut / "_metadata").write_bytes(b"\x49\x60")
+    assert [saved.number for saved in saved_states(tmp_path)] == [12, 11, 9]
+    assert require_newest(tmp_path, newest).is_savepoint
+    with pytest.raises(SavepointOld, match="savepoint-1: what the join wrote in between"):
+        require_newest(tmp_path, older)
+    (tmp_path / "shape.json").write_text("{}")
+    with pytest.raises(SavepointOld):  # another state directory, which knows nothing newer
+        require_newest(tmp_path / "other", older)
+    with pytest.raises(JoinConfigChanged, match="holds no complete savepoint"):
+        require_newest(tmp_path, tmp_path / "elsewhere")
