@@ -6,7 +6,12 @@ An entry is 16 bytes, a quarter of a cache line, so one random access per id yie
 whether the id was seen before in this batch, and where. The position is believed only if
 `unique[position]` is this very key: a left-over from an earlier batch cannot pass that test, so
 nothing is ever swept.
-Linear probing, deletion by shifting back, load at most 1/2 (3/4 while a batch is being resolved).
+Linear probing, deletion by shifting back, load at most 0.6 (0.9 while a batch is being resolved).
+A key's home is the top of its hash times the table's size, so the size need not be a power of two:
+27 bytes a key, not 32 to 64.
+
+A row that is found is touched in the same pass: its first line is asked for when the index yields
+it and marked some ids later, when it has come.
 """
 
 from __future__ import annotations
@@ -17,13 +22,19 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.flags import BELOW_BATCH, REFERENCE, REFERENCES
+from embedding_store.pages import zeros
 from embedding_store.prefetch import prefetch
+from embedding_store.row import FLAGS_WORD
 
 ABSENT: Final = 0xFFFFFFFF
 """The slot of a key that is in the table but has no slot yet: missed by the batch under way."""
 MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
+LOAD: Final = 0.6
 AHEAD: Final = 24
 """Entries asked for ahead of their use: enough to cover a memory access, measured flat 16-32."""
+TOUCHED_BEHIND: Final = 16
+"""Distinct keys between asking for a row's line and marking it."""
 
 
 class Resolved:
@@ -47,21 +58,31 @@ class Index:
     """A table for at most `capacity` keys, which also survives `capacity`/2 missed ones."""
 
     def __init__(self, capacity: int) -> None:
-        bits = max(4, int(2 * capacity - 1).bit_length())
-        self._table: NDArray[np.uint64] = np.zeros((1 << bits, 2), np.uint64)
-        self._shift = np.uint64(64 - bits)
+        size = max(16, int(capacity / LOAD) + 1)
+        assert size < 1 << 32, "slots are 32-bit numbers"
+        self._table: NDArray[np.uint64] = zeros((size, 2), np.uint64)
 
-    def resolve(self, ids: NDArray[np.uint64], *, unique_max: int) -> Resolved | None:
+    def resolve(
+        self,
+        ids: NDArray[np.uint64],
+        *,
+        unique_max: int,
+        header: NDArray[np.uint32],
+        stamp: np.uint32,
+    ) -> Resolved | None:
         """De-duplicate and find. Missed keys stay as placeholders: `assign` or `delete` them.
 
-        None, with the table as before, if there are more than `unique_max` distinct keys.
+        Rows found are marked in `header` [capacity, words] as used by the batch of `stamp`, one
+        reference more. None, with the table as before, if there are more than `unique_max` distinct
+        keys.
         """
         resolved = Resolved(len(ids))
         unique, missed = _resolve(
             self._table,
-            self._shift,
             ids,
             unique_max,
+            header,
+            stamp,
             resolved.keys,
             resolved.slots,
             resolved.inverse,
@@ -77,36 +98,52 @@ class Index:
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Slots int64[N], -1 where absent; changes nothing."""
         slots = np.empty(len(keys), np.int64)
-        _find(self._table, self._shift, keys, slots)
+        _find(self._table, keys, slots)
         return slots
 
     def assign(self, keys: NDArray[np.uint64], slots: NDArray[np.int64]) -> None:
         """Set the slots of `keys`, inserting those that are absent."""
-        _assign(self._table, self._shift, keys, slots)
+        _assign(self._table, keys, slots)
 
     def delete(self, keys: NDArray[np.uint64]) -> None:
         """Remove `keys`; absent ones are passed over."""
-        _delete(self._table, self._shift, keys)
+        _delete(self._table, keys)
 
     def clear(self) -> None:
         self._table[:] = 0
 
 
 @njit(nogil=True, cache=True)
-def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    table, shift, ids, unique_max, unique, slots, inverse, counts, misses
+def _home(key, size):  # type: ignore[no-untyped-def]
+    """Where a key belongs: its hash's top 32 bits scaled to the table; ascending with the hash."""
+    return (((key * MULTIPLIER) >> np.uint64(32)) * size) >> np.uint64(32)
+
+
+@njit(nogil=True, cache=True)
+def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
+    table, ids, unique_max, header, stamp, unique, slots, inverse, counts, misses
 ) -> Any:
-    mask = np.uint64(table.shape[0] - 1)
-    low = np.uint64(0xFFFFFFFF)
-    high = np.uint64(0xFFFFFFFF00000000)
-    many, found, missed = ids.shape[0], 0, 0
-    for i in range(many):
+    size, one = np.uint64(table.shape[0]), np.uint64(1)
+    low, high = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
+    stride, flags = np.uint64(header.shape[1]), header.reshape(-1)
+    many, found, missed, touched = ids.shape[0], 0, 0, 0
+    for i in range(many + TOUCHED_BEHIND + 1):
+        if touched < found and (found - touched > TOUCHED_BEHIND or i >= many):
+            if slots[touched] >= 0:
+                at = np.uint64(slots[touched]) * stride + np.uint64(FLAGS_WORD)
+                mark = flags[at] & np.uint32(BELOW_BATCH)
+                if mark & np.uint32(REFERENCES) != np.uint32(REFERENCES):
+                    mark += np.uint32(REFERENCE)
+                flags[at] = mark | stamp
+            touched += 1
+        if i >= many:
+            continue
         if i + AHEAD < many:
-            prefetch(table, np.int64((ids[i + AHEAD] * MULTIPLIER) >> shift), 0)
+            prefetch(table, np.int64(_home(ids[i + AHEAD], size)), 0)
         key = ids[i]
-        at = (key * MULTIPLIER) >> shift
+        at = _home(key, size)
         while table[at, 0] != key and table[at, 0] != 0:
-            at = (at + np.uint64(1)) & mask
+            at = at + one if at + one < size else np.uint64(0)
         new = table[at, 0] == 0
         if not new:
             position = np.int64(table[at, 1] & low)
@@ -123,6 +160,7 @@ def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         else:
             slot = np.int64(table[at, 1] >> np.uint64(32))
             table[at, 1] = (table[at, 1] & high) | np.uint64(found)
+            prefetch(header, slot, FLAGS_WORD)
         if slot == -1:
             misses[missed] = found
             missed += 1
@@ -135,49 +173,50 @@ def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
 
 
 @njit(nogil=True, cache=True)
-def _find(table, shift, keys, slots) -> None:  # type: ignore[no-untyped-def]
-    mask = np.uint64(table.shape[0] - 1)
+def _find(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
+    size, one = np.uint64(table.shape[0]), np.uint64(1)
     many = keys.shape[0]
     for i in range(many):
         if i + AHEAD < many:
-            prefetch(table, np.int64((keys[i + AHEAD] * MULTIPLIER) >> shift), 0)
+            prefetch(table, np.int64(_home(keys[i + AHEAD], size)), 0)
         key = keys[i]
-        at = (key * MULTIPLIER) >> shift
+        at = _home(key, size)
         while table[at, 0] != key and table[at, 0] != 0:
-            at = (at + np.uint64(1)) & mask
+            at = at + one if at + one < size else np.uint64(0)
         slots[i] = np.int64(table[at, 1] >> np.uint64(32)) if table[at, 0] == key else -1
 
 
 @njit(nogil=True, cache=True)
-def _assign(table, shift, keys, slots) -> None:  # type: ignore[no-untyped-def]
-    mask = np.uint64(table.shape[0] - 1)
+def _assign(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
+    size, one = np.uint64(table.shape[0]), np.uint64(1)
     low = np.uint64(0xFFFFFFFF)
     for i in range(keys.shape[0]):
         key = keys[i]
-        at = (key * MULTIPLIER) >> shift
+        at = _home(key, size)
         while table[at, 0] != key and table[at, 0] != 0:
-            at = (at + np.uint64(1)) & mask
+            at = at + one if at + one < size else np.uint64(0)
         table[at, 0] = key
         table[at, 1] = (np.uint64(slots[i]) << np.uint64(32)) | (table[at, 1] & low)
 
 
 @njit(nogil=True, cache=True)
-def _delete(table, shift, keys) -> None:  # type: ignore[no-untyped-def]
-    mask = np.uint64(table.shape[0] - 1)
-    one = np.uint64(1)
+def _delete(table, keys) -> None:  # type: ignore[no-untyped-def]
+    size, one = np.uint64(table.shape[0]), np.uint64(1)
     for i in range(keys.shape[0]):
-        hole = (keys[i] * MULTIPLIER) >> shift
+        hole = _home(keys[i], size)
         while table[hole, 0] != keys[i] and table[hole, 0] != 0:
-            hole = (hole + one) & mask
+            hole = hole + one if hole + one < size else np.uint64(0)
         if table[hole, 0] == 0:
             continue
         at = hole
         while True:  # pull back every later entry of the run that may stand in the hole
-            at = (at + one) & mask
+            at = at + one if at + one < size else np.uint64(0)
             if table[at, 0] == 0:
                 break
-            home = (table[at, 0] * MULTIPLIER) >> shift
-            if ((at - home) & mask) >= ((at - hole) & mask):
+            home = _home(table[at, 0], size)
+            from_home = at - home if at >= home else at + size - home
+            from_hole = at - hole if at >= hole else at + size - hole
+            if from_home >= from_hole:
                 table[hole, 0] = table[at, 0]
                 table[hole, 1] = table[at, 1]
                 hole = at

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store import fanout
 from embedding_store.audit import (
     known_or_new,
     verify_rows,
@@ -39,6 +40,7 @@ from embedding_store.errors import (
     StoreUnreadable,
 )
 from embedding_store.expiry import Expired, ExpiryPolicy, Sweep
+from embedding_store.flags import NO_COUNTS
 from embedding_store.keys import RESERVED_KEY
 from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
@@ -46,7 +48,6 @@ from embedding_store.pending import Commits, PendingCommit
 from embedding_store.rocks import Reads, Rocks
 from embedding_store.row import Header, Headers, RowFormat, SetValues, seconds
 from embedding_store.sealed import sync_directory
-from embedding_store.slab import NO_COUNTS
 from embedding_store.state import StagedState
 from embedding_store.stats import StoreStats
 from embedding_store.tiers import Admission, Lookup, Tiers, slab_rows
@@ -224,6 +225,17 @@ class EmbeddingStore:
         place = self._form.place(set_name)
         return self._tiers.slab.gather(place, slab_rows(lookup, place))
 
+    def gather_each(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
+        """The set's vectors float32[N, D], one per id as given: `gather(...)[lookup.inverse]`."""
+        return fanout.expand(self.gather(lookup, set_name), lookup.inverse)
+
+    def update_each(
+        self, lookup: Lookup, set_name: str, grad: NDArray[np.float32], *, now_ms: int
+    ) -> None:
+        """`update` by `grad` float32[N, D], one per id as given: summed per key first, in order."""
+        summed = fanout.reduce(grad, lookup.inverse, len(lookup.keys))
+        self.update(lookup, set_name, summed, now_ms=now_ms)
+
     def has_set(self, lookup: Lookup, set_name: str) -> NDArray[np.bool_]:
         """bool[U]: whether there is a row whose slot has the set."""
         return slab_rows(lookup, self._form.place(set_name)) >= 0
@@ -246,13 +258,11 @@ class EmbeddingStore:
                 f"expected=`float32[{len(lookup.keys)}, {place.spec.dim}]` "
                 f"came=`{grad.dtype}{list(grad.shape)}`"
             )
-        counts, slab = NO_COUNTS if lookup.counted else lookup.counts, self._tiers.slab
-        if place.members is not None and not lookup.counted:
-            slab.count(lookup.slab_rows, counts, now_s)  # rows without this set, too
-            counts = NO_COUNTS
-        skipped = slab.update(
-            place, slab_rows(lookup, place), np.ascontiguousarray(grad), counts, now_s
-        )
+        slab, counts = self._tiers.slab, NO_COUNTS if lookup.counted else lookup.counts
+        slots = slab_rows(lookup, place)
+        # The first update counts every row, also such as lack this set.
+        slab.learn(slots if lookup.counted else lookup.slab_rows, counts, now_s)
+        skipped = slab.update(place, slots, np.ascontiguousarray(grad))
         lookup.counted = True
         self._gradients_not_finite += skipped
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 import tests.store_writer  # noqa: F401 - the children's own module
+from embedding_store.flags import NO_COUNTS
 from embedding_store.row import RowFormat
-from embedding_store.slab import NO_COUNTS, Slab
+from embedding_store.slab import Slab
 from tests.store_oracle import LAYOUT
 
 _form = RowFormat(LAYOUT)
@@ -23,5 +24,6 @@ for _batch in range(2, 7):
         _ids, _slots, _form.fresh(_ids, np.zeros(2, np.uint16), 0), np.ones(2, np.bool_), _batch
     )
     _grad = _slab.gather(_form.place("shared"), _slots)
-    _slab.update(_form.place("shared"), _slots, _grad, NO_COUNTS, 0)
+    _slab.learn(_slots, NO_COUNTS, 0)
+    _slab.update(_form.place("shared"), _slots, _grad)
 _slab.find(_ids)

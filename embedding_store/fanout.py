@@ -1,0 +1,59 @@
+"""From a batch's U distinct keys to its N ids and back: rows spread out, gradients summed."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from embedding_store.errors import StoreMisuse
+
+
+def expand(vectors: NDArray[np.float32], inverse: NDArray[np.int32]) -> NDArray[np.float32]:
+    """float32[U, D], int32[N] -> float32[N, D]: `vectors[inverse]`."""
+    each = np.empty((len(inverse), vectors.shape[1]), np.float32)
+    _expand(vectors, inverse, each)
+    return each
+
+
+def reduce(
+    grad: NDArray[np.float32], inverse: NDArray[np.int32], unique: int
+) -> NDArray[np.float32]:
+    """float32[N, D], int32[N] -> float32[U, D]: the sum per distinct key, in order of the ids.
+
+    `inverse` is a lookup's: positions appear for the first time in ascending order.
+    """
+    if grad.ndim != 2 or len(grad) != len(inverse) or grad.dtype != np.float32:
+        raise StoreMisuse(
+            f"a gradient of another shape or type: expected=`float32[{len(inverse)}, D]` "
+            f"came=`{grad.dtype}{list(grad.shape)}`"
+        )
+    summed = np.empty((unique, grad.shape[1]), np.float32)
+    _reduce(np.ascontiguousarray(grad), inverse, summed)
+    return summed
+
+
+@njit(nogil=True, cache=True)
+def _expand(vectors, inverse, each) -> None:  # type: ignore[no-untyped-def]
+    dim = np.uint64(each.shape[1])
+    source, into = vectors.reshape(-1), each.reshape(-1)
+    for i in range(inverse.shape[0]):
+        at, to = np.uint64(inverse[i]) * dim, np.uint64(i) * dim
+        for d in range(dim):
+            into[to + d] = source[at + d]
+
+
+@njit(nogil=True, cache=True)
+def _reduce(grad, inverse, summed) -> None:  # type: ignore[no-untyped-def]
+    dim = np.uint64(summed.shape[1])
+    source, into = grad.reshape(-1), summed.reshape(-1)
+    seen = 0
+    for i in range(inverse.shape[0]):
+        at, to = np.uint64(i) * dim, np.uint64(inverse[i]) * dim
+        if inverse[i] == seen:  # its first id: nothing to add to, and nothing was zeroed
+            seen += 1
+            for d in range(dim):
+                into[to + d] = source[at + d]
+        else:
+            for d in range(dim):
+                into[to + d] += source[at + d]

@@ -1,0 +1,108 @@
+"""What the slab notes in a row's flags word: in the cache line that every use of the row touches.
+
+    bits 0-15 slot number | 16 dirty | 17-18 CLOCK's counter | 19-31 last batch, mod 8192
+
+Arrays beside the rows would cost one more random cache line each. Only the slot number leaves the
+slab. `header` is uint32[capacity, words]: whole rows, or headers alone where vectors lie elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from embedding_store.prefetch import prefetch
+from embedding_store.row import COUNT_WORD, FLAGS_WORD, SLOT_BITS, TOUCHED_WORD
+
+DIRTY: Final = 1 << 16
+"""The row differs from what is on disk."""
+REFERENCES_MAX: Final = 3
+"""CLOCK's counter: measured 7-39 % fewer misses than one bit at a cache of 10-50 % of the rows."""
+REFERENCE: Final = 1 << 17
+REFERENCES: Final = REFERENCES_MAX * REFERENCE
+BATCH_SHIFT: Final = 19
+BATCH_BITS: Final = 0x1FFF
+BELOW_BATCH: Final = (1 << BATCH_SHIFT) - 1
+NO_COUNTS: Final[NDArray[np.int32]] = np.empty(0, np.int32)
+"""For `learn`: leave counts and times alone."""
+AHEAD: Final = 16
+
+assert SLOT_BITS < DIRTY < REFERENCE < REFERENCES < 1 << BATCH_SHIFT
+
+
+def stamp(batch: int) -> np.uint32:
+    """The batch's bits, in place."""
+    return np.uint32((batch & BATCH_BITS) << BATCH_SHIFT)
+
+
+@njit(nogil=True, cache=True)
+def learn(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    header, slots, counts, now_s, dirty, many
+):
+    """Rows of `slots` learn: add `counts` [N] (empty = do not), touched `now_s`, marked dirty.
+
+    Times never fall, counts saturate, -1 is passed over. Newly dirty slots are appended to `dirty`,
+    `many` so far; returns how many now.
+    """
+    stride, flat = np.uint64(header.shape[1]), header.reshape(-1)
+    counting = counts.shape[0] > 0
+    for i in range(slots.shape[0]):
+        if i + AHEAD < slots.shape[0]:
+            prefetch(header, slots[i + AHEAD], FLAGS_WORD)
+        if slots[i] < 0:
+            continue
+        row = np.uint64(slots[i]) * stride
+        if counting:
+            touched, counted = row + np.uint64(TOUCHED_WORD), row + np.uint64(COUNT_WORD)
+            flat[touched] = max(flat[touched], now_s)
+            room = np.uint32(0xFFFFFFFF) - flat[counted]
+            flat[counted] += min(np.uint32(counts[i]), room)
+        flags = row + np.uint64(FLAGS_WORD)
+        if flat[flags] & np.uint32(DIRTY) == 0:
+            flat[flags] |= np.uint32(DIRTY)
+            dirty[many] = np.int32(slots[i])
+            many += 1
+    return many
+
+
+@njit(nogil=True, cache=True)
+def compact(header, dirty, many):  # type: ignore[no-untyped-def]
+    """Keep each dirty slot once, at the front of `dirty`; returns how many there are."""
+    kept = 0
+    for i in range(many):
+        slot = dirty[i]
+        if header[slot, FLAGS_WORD] & np.uint32(DIRTY) != 0:
+            header[slot, FLAGS_WORD] ^= np.uint32(DIRTY)
+            dirty[kept] = slot
+            kept += 1
+    for i in range(kept):
+        header[dirty[i], FLAGS_WORD] |= np.uint32(DIRTY)
+    return kept
+
+
+@njit(nogil=True, cache=True)
+def sweep(header, now, hand, victims):  # type: ignore[no-untyped-def]
+    """CLOCK: fill `victims` with slots whose count ran out, passing over the two newest batches.
+
+    `now` is the newest batch's `stamp`. Returns (hand, how many were found): all, unless more rows
+    look pinned than are.
+    """
+    capacity, found = header.shape[0], 0
+    for _ in range((REFERENCES_MAX + 2) * capacity):
+        if found == victims.shape[0]:
+            break
+        flags = header[hand, FLAGS_WORD]
+        age = (now - (flags & np.uint32(0xFFFFFFFF ^ BELOW_BATCH))) >> np.uint32(BATCH_SHIFT)
+        if age >= 2:
+            if flags & np.uint32(REFERENCES) == 0:
+                victims[found] = hand
+                found += 1
+                # pinned, so that the sweep does not give it out twice
+                header[hand, FLAGS_WORD] = (flags & np.uint32(BELOW_BATCH)) | now
+            else:
+                header[hand, FLAGS_WORD] = flags - np.uint32(REFERENCE)
+        hand = hand + 1 if hand + 1 < capacity else 0
+    return hand, found
