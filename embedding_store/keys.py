@@ -15,6 +15,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from embedding_store.errors import StoreMisuse
+
 RESERVED_KEY: Final = 0
 """Marks an empty entry of the index, so no row may have it."""
 STAND_IN_FOR_RESERVED: Final = 0x9E3779B97F4A7C15
@@ -42,3 +44,12 @@ def row_keys(slot: str, values: Sequence[str]) -> NDArray[np.uint64]:
     keys = np.array(hashed, dtype=np.uint64)
     keys[keys == RESERVED_KEY] = STAND_IN_FOR_RESERVED
     return keys
+
+
+def checked_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`keys`, contiguous; raises StoreMisuse unless they are uint64[N] without the reserved one."""
+    if keys.ndim != 1 or keys.dtype != np.uint64:
+        raise StoreMisuse(f"keys must be uint64[N]: came=`{keys.dtype}{list(keys.shape)}`")
+    if (keys == RESERVED_KEY).any():
+        raise StoreMisuse("key 0 is reserved: make keys with embedding_store.keys.row_keys")
+    return np.ascontiguousarray(keys)

@@ -41,7 +41,7 @@ from embedding_store.errors import (
 )
 from embedding_store.expiry import Expired, ExpiryPolicy, Sweep
 from embedding_store.flags import NO_COUNTS
-from embedding_store.keys import RESERVED_KEY
+from embedding_store.keys import checked_keys
 from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
 from embedding_store.pending import Commits, PendingCommit
@@ -174,7 +174,7 @@ class EmbeddingStore:
         self._refuse_if_unusable()
         if slots is not None:
             self.layout.check_slot_numbers(slots, len(keys))
-        return self._tiers.lookup(_checked(keys), slots, seconds(now_ms))
+        return self._tiers.lookup(checked_keys(keys), slots, seconds(now_ms))
 
     def prefetch(self, keys: NDArray[np.uint64]) -> None:
         """Start to read the cold rows among uint64[N] `keys`, which a coming `lookup` will want.
@@ -182,7 +182,7 @@ class EmbeddingStore:
         Only saves that look-up the wait: no result depends on it. Two batches ahead at most.
         """
         self._refuse_if_unusable()
-        self._tiers.prefetch(_checked(keys))
+        self._tiers.prefetch(checked_keys(keys))
 
     def remove(self, keys: NDArray[np.uint64]) -> int:
         """Delete the rows of uint64[N] `keys`; how many there were. Durable after `commit`.
@@ -190,7 +190,7 @@ class EmbeddingStore:
         A later look-up creates them anew. Look-ups made before this must not be used any more.
         """
         self._refuse_if_unusable()
-        distinct = np.unique(_checked(keys))
+        distinct = np.unique(checked_keys(keys))
         there = distinct[self._tiers.read(distinct)[1]]
         self._tiers.drop(there)
         return len(there)
@@ -275,7 +275,7 @@ class EmbeddingStore:
         """
         self._refuse_if_unusable()
         dim = self._form.place(set_name).spec.dim
-        distinct, inverse = np.unique(_checked(keys), return_inverse=True)
+        distinct, inverse = np.unique(checked_keys(keys), return_inverse=True)
         rows, found = self._tiers.read(distinct)
         vectors = np.zeros((len(distinct), dim), np.float32)
         vectors[found] = self._form.vectors(set_name, rows[found])
@@ -450,11 +450,3 @@ class EmbeddingStore:
             raise StorePoisoned(self._poison)
         if self._closed:
             raise StoreMisuse(f"the store is closed: path=`{self.path}`")
-
-
-def _checked(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    if keys.ndim != 1 or keys.dtype != np.uint64:
-        raise StoreMisuse(f"keys must be uint64[N]: came=`{keys.dtype}{list(keys.shape)}`")
-    if (keys == RESERVED_KEY).any():
-        raise StoreMisuse("key 0 is reserved: make keys with embedding_store.keys.row_keys")
-    return np.ascontiguousarray(keys)

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from settings import models
 from settings.duration import DurationMs
 from settings.lifetimes import AdmissionConfig, ExpiryConfig
+from settings.optimizers import OptimizerConfig
 from settings.section import Name, Section
 
 IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
@@ -174,18 +175,12 @@ class TrainerConfig(Section):
     seed: int = 0
 
 
-class OptimizerConfig(Section):
-    sparse: Literal["rowwise_adagrad"] = "rowwise_adagrad"
-    sparse_lr: Annotated[float, Field(gt=0, le=10)] = 0.05
-    sparse_eps: Annotated[float, Field(gt=0)] = 1e-8
-    init_scale: Annotated[float, Field(ge=0, le=10)] = 0.01
-    """New rows start uniform in [-init_scale, init_scale], drawn from the key alone."""
-    dense_lr: Annotated[float, Field(gt=0, le=10)] = 0.001
-
-
 class StoreConfig(Section):
-    cache_rows_max: Annotated[int, Field(ge=1024)] = 1_000_000
+    cache_rows_max: Annotated[int, Field(ge=1024, le=1_500_000_000)] = 1_000_000
     """Rows of the hot slab; the rest live in RocksDB. Full means evict, never fail."""
+    eviction: Literal["clock", "lru", "lfu", "time"] = "clock"
+    """Which row goes when the slab is full: clock = counting CLOCK, lru = unused for the most
+    batches, lfu = learnt from least often, time = last learnt from longest ago in event time."""
     reads: Literal["auto", "mmap", "direct"] = "auto"
     """How cold rows are read. mmap = through the page cache, fastest while the tables fit in
     memory; direct = from the disk, many reads at a time; auto = by their size at opening."""

@@ -37,6 +37,9 @@ def _load(text: str, tmp_path: Path, **changes: Any) -> Config:
         ("[slots.v]\ntype = 'vector'", "needs dim"),
         ("[slots.user_id]\ntype = 'categorical'", "every impression's own fields"),
         ("[trainer]\nthreads = 0", "trainer.threads: .* got 0"),
+        ("[optimizer]\nsparse = 'adamm'", "expected .*got 'adamm'; did you mean 'adam'"),
+        ("[optimizer.sets.shared]\nlr = 1", "optimizer.sets.shared.lr: unknown key"),
+        ("[store]\neviction = 'lruu'", "got 'lruu'; did you mean 'lru'"),
         ("[join", "not readable as TOML"),
     ],
 )

@@ -160,3 +160,15 @@ def test_taps_see_the_layers_only_when_asked(tmp_path: Path) -> None:
         _step(learner, make_samples(5))
         assert {"ur", "ir", "cross", "cr"} <= learner.model.tap.seen.keys()
         assert not any(t.requires_grad for t in learner.model.tap.seen.values())
+
+
+def test_each_set_learns_as_the_config_says_and_unknown_sets_are_named(tmp_path: Path) -> None:
+    own = {"sparse": "adam", "sparse_lr": 0.5, "dtype": "bfloat16"}
+    config = make_config(optimizer={"sparse": "adagrad", "beta1": 0.7, "sets": {SHARED: own}})
+    spec = row_layout(config).sets[SHARED]
+    assert (spec.optimizer, spec.lr, spec.beta1, spec.dtype) == ("adam", 0.5, 0.7, "bfloat16")
+    with _open(tmp_path, config) as store:
+        _step(_learner(store, config), make_samples(10))
+        assert all(sets[SHARED][1][-1] == 1 for _, _, sets in store.rows())  # adam's own steps
+    with pytest.raises(ConfigError, match=r"optimizer.sets.none: expected one of .*'lfm4ads'"):
+        row_layout(make_config(optimizer={"sets": {"none": own}}))

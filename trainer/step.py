@@ -18,6 +18,7 @@ from torch import Tensor
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.store import EmbeddingStore, Lookup
 from settings.config import Config
+from settings.load import ConfigError
 from trainer.batch import F32, FINAL, Batch, SidePart
 from trainer.delayed import NuisanceHeads, matured, nuisance_loss, nuisance_of
 from trainer.errors import TrainerError
@@ -36,16 +37,16 @@ def row_layout(config: Config) -> RowLayout:
     """The store's rows under `config`: the sets that the model wants, each with its optimizer."""
     plan, optimizer, ftrl = plan_slots(config), config.optimizer, config.model.lr
     wanted = row_sets(plan, config)
-    sparse = {
-        name: SetSpec(
-            dim=dim,
-            optimizer=optimizer.sparse,
-            lr=optimizer.sparse_lr,
-            eps=optimizer.sparse_eps,
-            init_scale=optimizer.init_scale,
+    unknown = sorted(set(optimizer.sets) - set(wanted.dims))
+    if unknown:
+        raise ConfigError(
+            f"optimizer.sets.{unknown[0]}: expected one of the sets of model "
+            f"{config.model.name!r}: {', '.join(sorted(wanted.dims))}"
         )
+    sparse = {
+        name: SetSpec(dim=dim, **optimizer.of_set(name))
         for name, dim in wanted.dims.items()
-        if name not in wanted.ftrl
+        if name not in wanted.ftrl or name in optimizer.sets
     }
     linear = {
         name: SetSpec(
@@ -58,6 +59,7 @@ def row_layout(config: Config) -> RowLayout:
             init_scale=0.0,
         )
         for name in wanted.ftrl
+        if name not in sparse
     }
     slots = {table: wanted.of_slot(table) for table in sorted(map(table_of, plan.slots))}
     return RowLayout(sets=sparse | linear, slots=slots)
