@@ -24,11 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store import fanout
-from embedding_store.audit import (
-    known_or_new,
-    verify_rows,
-    write_reached,
-)
+from embedding_store.audit import known_or_new, verify_rows, write_reached
 from embedding_store.commit import CommitRecord
 from embedding_store.digest import content_digest
 from embedding_store.errors import (
