@@ -7,9 +7,11 @@ record come together or not at all.
 
 from __future__ import annotations
 
+import heapq
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -43,6 +45,8 @@ class CommitRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 FIRST = CommitRecord(id=0, rows_written=0, state_written=0, rows_total=0, history="")
 COMMIT_NAME: Final = b"mcommit"
+ROWS_AT_A_TIME: Final = 65_536
+"""As Python objects: a commit of many rows must not take several times their bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +106,17 @@ def writes_of(record: CommitRecord, changes: Changes) -> Iterator[Write]:
     That order is m (the record), r (rows), s (state): see `rocks.py`.
     """
     yield COMMIT_NAME, record.encode()
-    values = changes.rows.view(f"V{4 * changes.rows.shape[1]}").ravel().tolist()
-    written = zip(row_names(row_keys_of(changes.rows)), values, strict=True)
+    deletions: Iterator[Write] = ((name, None) for name in row_names(changes.deleted))
+    rows = _row_writes(changes.rows)
     if len(changes.deleted):
-        gone = ((name, None) for name in row_names(changes.deleted))
-        yield from sorted([*written, *gone], key=lambda write: write[0])
+        yield from heapq.merge(rows, deletions, key=itemgetter(0))
     else:
-        yield from written
+        yield from rows
     yield from changes.state
+
+
+def _row_writes(rows: NDArray[np.float32]) -> Iterator[Write]:
+    for first in range(0, len(rows), ROWS_AT_A_TIME):
+        some = np.ascontiguousarray(rows[first : first + ROWS_AT_A_TIME])
+        values = some.view(f"V{4 * rows.shape[1]}").ravel().tolist()
+        yield from zip(row_names(row_keys_of(some)), values, strict=True)
