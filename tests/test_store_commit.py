@@ -5,11 +5,14 @@ The child that builds its table is stopped where a test needs to look at a commi
 
 from __future__ import annotations
 
+import array
+import fcntl
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -201,6 +204,7 @@ def test_a_builder_that_dies_poisons_the_store(tmp_path: Path) -> None:
         pending = store.commit_begin()
         pid = store._commits.builder.child_pid
         assert pid is not None
+        _wait_for_a_job(pid)  # one that died before is replaced, and nothing is lost
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(StorePoisoned, match="the table builder died: exit_status=`-9`"):
             pending.wait()
@@ -209,6 +213,15 @@ def test_a_builder_that_dies_poisons_the_store(tmp_path: Path) -> None:
     store.close()
     with open_store(tmp_path / "s") as store:
         assert store.commit_id == 1 and store.content_digest() == first
+
+
+def _wait_for_a_job(pid: int) -> None:
+    """Until something lies in the pipe that the stopped child would read."""
+    waiting = array.array("i", [0])
+    with Path(f"/proc/{pid}/fd/0").open("rb") as pipe:
+        while not waiting[0]:
+            fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+            time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
