@@ -141,6 +141,8 @@ def _case(
         **found,
         "ns_per_unique_row": spread([1e6 * t / ours.unique_rows for t in turns["ours"]]),
         "unique_rows_per_step": ours.unique_rows,
+        # Rows are read and written: two passes of what a bare gather does in one.
+        "gather_limit_fraction": ratio([2 * t for t in turns["gather"]], turns["ours"]),
         "memory_bytes_per_row": ours.bytes_per_row,
         "peers": peers,
     }
@@ -187,7 +189,7 @@ def _take_turns(
     ours: Ours, running: dict[str, Peer], *, rounds: int, steps: int, not_run: dict[str, str]
 ) -> dict[str, list[float]]:
     """Milliseconds per step by round of each; one that dies on the way leaves no figure."""
-    times: dict[str, list[float]] = {each: [] for each in ("ours", "ours_full", *running)}
+    times: dict[str, list[float]] = {each: [] for each in ("ours", "ours_full", "gather", *running)}
     for n in range(rounds):
         for each in list(times):
             try:
@@ -220,7 +222,7 @@ def _growth(kept: dict[int, Ours], rounds: int, steps: int) -> dict[str, dict[st
 def _bytes(system: str, universe: int, dim: int) -> float:
     """What a system takes, by its bytes a row as measured."""
     per_row = {
-        "ours": 4 * dim + 72,
+        "ours": 8 * dim + 72,  # with the bare table that gives the limit
         "torch_adagrad": 8 * dim,
         "torch_sparse_adam": 12 * dim,
         "fbgemm": 4 * dim + 4,

@@ -1,8 +1,9 @@
 """Look-up and row-wise Adagrad with every row hot: ours, one thread.
 
 `ours` reads each distinct row once and updates it by a gradient per distinct row; `ours_full` also
-spreads the rows to every id and sums the gradients of every id by torch, as peers with dense tables
-do. Ours finds hashed 64-bit keys and keeps headers, sets and the found-mask.
+spreads the rows to every id and sums the gradients of every id, as peers with dense tables do. Ours
+finds hashed 64-bit keys and keeps headers, sets and the found-mask. `gather` reads the same rows of
+a bare table of the same width at known places, nothing else: what the machine's memory allows.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
-from torch.nn import functional
 from workload import EPS, IDS, LR, Ids, batches, gradients, hashed
 
 from embedding_store.layout import RowLayout, SetSpec
+from embedding_store.pages import zeros
 from embedding_store.store import EmbeddingStore
 
 NOW_MS = 1_700_000_000_000
@@ -31,7 +31,6 @@ class Ours:
     """A store whose every key has a hot row, and its two ways to take a step."""
 
     def __init__(self, universe: int, dim: int) -> None:
-        torch.set_num_threads(1)
         self.universe, self.dim = universe, dim
         self._folder = tempfile.TemporaryDirectory(prefix="headwater-bench-")
         before = psutil.Process().memory_info().rss
@@ -45,13 +44,14 @@ class Ours:
         grads = gradients(IDS, dim)
         self._steps: dict[str, Step] = {
             "ours": _unique(self._store, keys, grads),
-            "ours_full": _full(self._store, keys, torch.from_numpy(grads)),
+            "ours_full": _full(self._store, keys, grads),
+            "gather": _gather(universe, dim, self._batches),
         }
         for step in self._steps.values():
             step(0)
 
     def steps(self, mode: str, first: int, steps: int) -> float:
-        """Milliseconds per step; `mode` is "ours" or "ours_full"."""
+        """Milliseconds per step; `mode` is "ours", "ours_full" or "gather"."""
         step = self._steps[mode]
         began = time.perf_counter()
         for n in range(first, first + steps):
@@ -91,13 +91,24 @@ def _unique(store: EmbeddingStore, keys: list[Ids], grads: np.ndarray) -> Step:
     return step
 
 
-def _full(store: EmbeddingStore, keys: list[Ids], grads: torch.Tensor) -> Step:
+def _full(store: EmbeddingStore, keys: list[Ids], grads: np.ndarray) -> Step:
     def step(n: int) -> None:
         lookup = store.lookup(keys[n % len(keys)], now_ms=NOW_MS)
-        rows = torch.from_numpy(store.gather(lookup, SET)).requires_grad_()
-        out = functional.embedding(torch.from_numpy(lookup.inverse), rows)
-        torch.autograd.backward(out, grads)
-        assert rows.grad is not None
-        store.update(lookup, SET, rows.grad.numpy(), now_ms=NOW_MS)
+        store.gather_each(lookup, SET)
+        store.update_each(lookup, SET, grads, now_ms=NOW_MS)
+
+    return step
+
+
+def _gather(universe: int, dim: int, drawn: list[Ids]) -> Step:
+    """Each distinct row of a step once, in order of first appearance, by numpy's own gather."""
+    table = zeros((universe, dim), np.float32)
+    table[:] = 1
+    wanted = [batch[np.sort(np.unique(batch, return_index=True)[1])] for batch in drawn]
+    out = np.empty((max(map(len, wanted)), dim), np.float32)
+
+    def step(n: int) -> None:
+        rows = wanted[n % len(wanted)]
+        np.take(table, rows, axis=0, out=out[: len(rows)], mode="clip")
 
     return step
