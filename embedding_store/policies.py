@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embedding_store.admission import AdmissionPolicy, AdmissionRule
+from embedding_store.admission import AdmissionFilter, AdmissionPolicy, AdmissionRule
 from embedding_store.expiry import ExpiryPolicy, ExpiryRule
 from settings.lifetimes import (
     AdmissionConfig,
@@ -12,15 +12,15 @@ from settings.lifetimes import (
 )
 
 
-def admission_policy(config: AdmissionConfig) -> AdmissionPolicy | None:
-    """Section `admission`; None if every value gets its row at first sight."""
+def admission_filter(config: AdmissionConfig) -> AdmissionFilter | None:
+    """Section `admission`, for `EmbeddingStore.open`; None = every value gets a row at once."""
     policy = AdmissionPolicy(
         default=_admission_rule(config),
         slots={slot: _admission_rule(rule) for slot, rule in config.slots.items()},
         window_s=max(1, config.window // 1000),
         keys_max=config.keys_max,
     )
-    return None if policy.admits_all else policy
+    return None if policy.admits_all else AdmissionFilter(policy)
 
 
 def expiry_policy(config: ExpiryConfig) -> ExpiryPolicy | None:

@@ -25,6 +25,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from embedding_store.errors import StoreError
+from embedding_store.policies import admission_filter
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from settings.load import ConfigError, load_config
@@ -122,6 +123,7 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
         options.store,
         row_layout(config),
         cache_rows_max=config.store.cache_rows_max,
+        admission=admission_filter(config.admission),
         reads=config.store.reads,
         owner="headwater trainer",
     ) as store:

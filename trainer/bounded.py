@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from embedding_store.policies import admission_filter
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from trainer.feed import Feed, PortionSource
@@ -36,6 +37,7 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
         store,
         row_layout(config),
         cache_rows_max=config.store.cache_rows_max,
+        admission=admission_filter(config.admission),
         reads=config.store.reads,
         owner="headwater train",
     ) as opened:

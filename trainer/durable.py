@@ -36,6 +36,8 @@ class Progress(msgspec.Struct):
     produced_ms: int = NEVER
     """Newest produce time learnt from."""
     watermark_ms: int = NEVER
+    expired_ms: int = NEVER
+    """Event time at which the last finished sweep of expiry began."""
     offsets: dict[str, dict[int, int]] = msgspec.field(default_factory=dict)
     """Topic (without prefix) -> partition -> offset of the next sample."""
     samples: dict[str, int] = msgspec.field(default_factory=dict)

@@ -8,6 +8,9 @@ reached it, and the time-decayed sum of cross representations. Layout of one rec
     i64 cross_count | u32 C
     f32 cross_sum[C] | features (see `trainer/packed.py`)
 
+A second space, `entity_row`, leads from the key of an entity's row (big-endian) to the entity: the
+store knows rows by their hashes alone, and an expired row takes its entity along.
+
 Entities that a batch touches lie open as columns, so that a batch costs a few array operations and
 not thousands of Python ones. They stay open over commits until there are too many of them.
 """
@@ -19,6 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from embedding_store.keys import row_key
 from embedding_store.store import EmbeddingStore
 from trainer.decayed_sum import add_decayed
 from trainer.features import F32, I64
@@ -26,6 +30,7 @@ from trainer.packed import PackedRows
 
 NEVER = -1
 SPACE = "entity"
+BY_ROW = "entity_row"
 OPEN_MAX = 200_000
 """More are put away at the next commit: some 150 MB with a CR of 128 numbers."""
 
@@ -44,6 +49,13 @@ _FIRST_CAPACITY = 1024
 
 EntityKey = bytes
 """`user:` or `item:` and the id in UTF-8."""
+
+
+def row_name(key: EntityKey) -> bytes:
+    """The key of the entity's own row, big-endian."""
+    side, _, id_ = key.partition(b":")
+    value = id_.decode("utf-8", "surrogatepass")
+    return row_key(f"{side.decode()}_id", value).to_bytes(8, "big")
 
 
 class Entities:
@@ -65,6 +77,7 @@ class Entities:
         self._row_of: I64 = np.zeros(_FIRST_CAPACITY, np.int64)
         self._batches: list[PackedRows] = []
         self._changed = np.zeros(_FIRST_CAPACITY, bool)
+        self._new: set[int] = set()
 
     def open(self, keys: Sequence[EntityKey]) -> I64:
         """[N] numbers of `keys`, which may repeat. One read of the disk for all that are not open;
@@ -82,6 +95,8 @@ class Entities:
                 numbers[key] = number
                 if raw is not None:
                     self._load(number, raw)
+                else:
+                    self._new.add(number)
         return np.fromiter(map(numbers.__getitem__, keys), np.int64, len(keys))
 
     def observe(
@@ -162,11 +177,32 @@ class Entities:
             cross = sums[i * width : (i + 1) * width] if counted[i] else b""
             record = heads[i * size : (i + 1) * size] + cross + self.packed(number)
             put(SPACE, keys[number], record)
+            if number in self._new:
+                self._new.discard(number)
+                put(BY_ROW, row_name(keys[number]), keys[number])
         self._changed[:] = False
         self._batches = []
         if len(keys) > OPEN_MAX:
             self._forget()
         self._batch_of[:] = NEVER
+
+    def of_rows(self, row_keys: Sequence[int]) -> list[EntityKey]:
+        """The entities whose rows have these keys; rows of none are passed over."""
+        found = self._store.get_many(BY_ROW, [key.to_bytes(8, "big") for key in row_keys])
+        return [key for key in found if key is not None]
+
+    def remove(self, keys: Sequence[EntityKey]) -> None:
+        """Forget entities, durably with the next commit. One that is seen again is new."""
+        numbers = self.open(keys)
+        self.head[numbers] = (*[NEVER] * len(_TIMES), 0, 0)
+        self.cross[numbers] = 0
+        self._changed[numbers] = False
+        self._batch_of[numbers] = NEVER
+        for key, number in zip(keys, numbers.tolist(), strict=True):
+            self._features[number] = b""
+            self._new.add(number)
+            self._store.delete(SPACE, key)
+            self._store.delete(BY_ROW, row_name(key))
 
     def mark_changed(self, numbers: I64) -> None:
         """Their heads were written from outside: stage them, too."""

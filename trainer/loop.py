@@ -4,7 +4,8 @@
     2  predict what is seen for the first time, with the state before the batch; keep the prediction
     3  score what became final, with the prediction made at its first sight
     4  learn: dense weights, rows, running moments; update the entities that were touched
-    5  at a cut: compute the touched entities' vectors from the state about to be committed
+    5  at a cut: delete a slice of the rows whose time is over; compute the touched entities'
+       vectors from the state about to be committed
     6  stage everything: rows, weights, random state, evaluation, pending predictions, entities,
        source offsets, version, the version's encoded records (outbox)
     7  commit: store.commit_begin() takes a copy, and while it is written the loop goes on with 1 to
@@ -36,6 +37,7 @@ from trainer import metrics
 from trainer.batch import CORRECTION, F32, FINAL, I64, STATE_NAMES, Batch
 from trainer.durable import recover_state, stage_state
 from trainer.evaluation import Evaluation
+from trainer.expiring import Expiring
 from trainer.feed import PortionSource
 from trainer.loss import loss_name, reads
 from trainer.outbox import Outbox
@@ -97,6 +99,7 @@ class Loop:
             window_ms=config.trainer.evaluation_window,
         )
         self._representations = Representations(store, self._learner, config.publish)
+        self._expiring = Expiring(config, store, self._representations, self.progress)
         self._outbox = Outbox(store)
         self._numbering = Numbering(published or {}, cut_by=config.trainer.cut_by)
         self._after_commit = after_commit
@@ -236,6 +239,7 @@ class Loop:
         self._finish_commit(source)
         started = time.perf_counter()
         self._mark_published()
+        self._expiring.before_commit()
         version = self._cut_version()
         self.evaluation.stage()
         self._representations.stage()
@@ -318,6 +322,7 @@ class Loop:
 
     def _publish(self, version: Version) -> None:
         if self._publication is not None:
+            metrics.TOMBSTONES.inc(version.manifest.counts.get("tombstones", 0))
             self._publication.offer(version)
 
     def _publish_pending(self) -> None:

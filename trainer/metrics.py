@@ -73,6 +73,12 @@ POSITIVES = Gauge(
 ROWS = Gauge("headwater_store_rows", "Embedding rows", ["tier"])
 ADMITTED = Gauge("headwater_store_rows_admitted", "Rows created since the process started")
 EVICTED = Gauge("headwater_store_rows_evicted", "Rows moved from the slab to the disk since then")
+REFUSED = Gauge(
+    "headwater_store_rows_refused",
+    "Keys without a row that admission gave none, once per batch, since the process started",
+)
+EXPIRED = Counter("headwater_store_rows_expired", "Rows deleted by expiry", ["slot"])
+TOMBSTONES = Counter("headwater_tombstones_published", "Deletions of published vectors")
 COMMIT = Histogram("headwater_commit_seconds", "Duration of the store's commit", buckets=_SECONDS)
 CHECKPOINT_STALL = Histogram(
     "headwater_checkpoint_stall_seconds",
@@ -120,6 +126,7 @@ def observe_store(store: EmbeddingStore) -> None:
     ROWS.labels("cold").set(stats.rows_total - stats.rows_hot - stats.rows_spilled)
     ROWS.labels("spilled").set(stats.rows_spilled)
     ADMITTED.set(stats.rows_created)
+    REFUSED.set(stats.rows_refused)
     EVICTED.set(stats.rows_evicted)
 
 

@@ -7,7 +7,7 @@ with the activation of its prediction (so never with its own label), and normali
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -21,7 +21,7 @@ from topics.publisher import Record
 from topics.representation import Representation, encode
 from topics.vector_encoding import VectorDtype
 from trainer.batch import F32, I64, Batch
-from trainer.entities import Entities, EntityKey
+from trainer.entities import NEVER, Entities, EntityKey
 from trainer.packed import PackedRows, unpack_rows
 from trainer.slots import Side
 from trainer.step import Learner
@@ -29,6 +29,10 @@ from trainer.step import Learner
 TOWER_SIDES: tuple[Side, Side] = ("user", "item")
 _SPACE = "touched"
 _NORM_EPSILON = 1e-5
+
+_Times = tuple[int, int]
+"""Event time and produce time of the newest event."""
+_Gone = tuple[EntityKey, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +73,35 @@ class Representations:
             raw = store.get(_SPACE, name)
             if raw:
                 touched.update(msgspec.msgpack.decode(raw, type=list[bytes]))
+        raw = store.get(_SPACE, b"gone")
+        gone = msgspec.msgpack.decode(raw, type=list[_Gone]) if raw else []
+        self._gone: dict[EntityKey, _Times] = {key: (event, made) for key, event, made in gone}
 
     @property
     def any_touched(self) -> bool:
         """Whether a version cut now would have a record."""
-        return bool(self._touched or self._crossed)
+        return bool(self._touched or self._crossed or self._gone)
+
+    def retire_rows(self, row_keys: Sequence[int]) -> None:
+        """`retire` the users and items among the rows of these keys."""
+        self.retire(self._entities.of_rows(row_keys))
+
+    def retire(self, keys: Sequence[EntityKey]) -> None:
+        """Forget entities and all that was learnt beside their rows; the next version carries a
+        tombstone for what was published of them."""
+        numbers = self._entities.open(keys)
+        towers = self._times(numbers, "event_ms", "produced_ms")
+        for key, tower in zip(keys, towers, strict=True):
+            if tower[0] != NEVER:
+                self._gone[key] = tower
+        self._entities.remove(keys)
+        self._touched.difference_update(keys)
+        self._crossed.difference_update(keys)
+
+    def unseen_since(self, keys: Sequence[EntityKey], event_ms: int) -> list[EntityKey]:
+        """Those of `keys` whose newest event is older than `event_ms`."""
+        newest = self._entities.head["event_ms"][self._entities.open(keys)] if keys else ()
+        return [k for k, at in zip(keys, newest, strict=True) if NEVER < at < event_ms]
 
     def observe(self, batch: Batch, cross: F32 | None, first_sight: npt.NDArray[np.bool_]) -> None:
         """Note what a step did: [B, C] activations of its prediction, and which rows [B] were seen
@@ -109,6 +137,7 @@ class Representations:
             topic = representation_topic(representation.kind)
             cut.records.append((topic, key, value, headers))
             cut.counts[representation.kind] += 1
+        self._bury(cut, version, step)
         for side in TOWER_SIDES:
             keys = sorted(key for key in self._touched if key.startswith(side.encode()))
             kind: Kind = "user" if side == "user" else "item"
@@ -117,6 +146,32 @@ class Representations:
         self._note_published(cut, "cross", crossed, "cross_produced_ms", "cross_published_ms")
         self.forget_touched()
         return cut
+
+    def _bury(self, cut: Cut, version: int, step: int) -> None:
+        """Tombstones of the retired, unless they came back and have a vector in this version."""
+        written = {(topic, key) for topic, key, _, _ in cut.records}
+        for entity, (event_ms, produced_ms) in sorted(self._gone.items()):
+            side, _, id_ = entity.partition(b":")
+            kinds: list[tuple[Kind, bytes]] = []
+            if side.decode() in self._towers:
+                kinds.append(("user" if side == b"user" else "item", id_))
+            if self._learner.model.cross_dim:
+                kinds.append(("cross", entity))
+            for kind, key in kinds:
+                if (representation_topic(kind), key) in written:
+                    continue
+                tombstone = Representation(
+                    kind=kind,
+                    id=key.decode("utf-8", "surrogatepass"),
+                    vector=None,
+                    version=version,
+                    step=step,
+                    event_ms=event_ms,
+                    produced_ms=produced_ms,
+                )
+                encoded, value, headers = encode(tombstone, self._dtype)
+                cut.records.append((representation_topic(kind), encoded, value, headers))
+                cut.counts["tombstones"] += 1
 
     def _note_published(
         self, cut: Cut, kind: Kind, keys: list[EntityKey], produced: str, published: str
@@ -133,6 +188,7 @@ class Representations:
         """For a run that publishes nothing."""
         self._touched.clear()
         self._crossed.clear()
+        self._gone.clear()
 
     def stage(self) -> None:
         """Stage entities and what stays touched for the next commit."""
@@ -142,6 +198,11 @@ class Representations:
                 self._store.put(_SPACE, name, msgspec.msgpack.encode(sorted(touched)))
             else:
                 self._store.delete(_SPACE, name)
+        if self._gone:
+            gone = [(key, *times) for key, times in sorted(self._gone.items())]
+            self._store.put(_SPACE, b"gone", msgspec.msgpack.encode(gone))
+        else:
+            self._store.delete(_SPACE, b"gone")
 
     def _cut(self, version: int, step: int) -> Iterator[Representation]:
         for side in TOWER_SIDES:
