@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load
 
 from embedding_store.errors import StoreLocked
+from embedding_store.policies import admission_filter
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from tests.sample_stream import config_toml, make_config, make_samples, write_samples
@@ -74,6 +75,7 @@ def _open(path: Path, config: Config, table_rows_min: int = 8192) -> EmbeddingSt
         row_layout(config),
         cache_rows_max=2048,
         owner="test",
+        admission=admission_filter(config.admission),
         table_rows_min=table_rows_min,
     )
 
