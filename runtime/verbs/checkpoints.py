@@ -29,7 +29,7 @@ def checkpoints(
     """List the checkpoints, newest first. Reads their lists only; `store verify` reads the rest."""
     from embedding_store.checkpoints import list_checkpoints
 
-    place = _source(directory, store, source)
+    place = checkpoint_directory(directory, store, source)
     found = list_checkpoints(place)
     if as_json:
         rows = [
@@ -114,7 +114,9 @@ def restore(
     from embedding_store.restore import restore as restored
 
     found = restored(
-        _source(directory, store, source), _store(directory, store, must_exist=False), drill=drill
+        checkpoint_directory(directory, store, source),
+        _store(directory, store, must_exist=False),
+        drill=drill,
     )
     if as_json:
         typer.echo(orjson.dumps(msgspec.to_builtins(found), option=orjson.OPT_INDENT_2).decode())
@@ -148,7 +150,7 @@ def _store(directory: Path, store: Path | None, *, must_exist: bool = True) -> P
     return place.absolute()
 
 
-def _source(directory: Path, store: Path | None, source: Path | None) -> Path:
+def checkpoint_directory(directory: Path, store: Path | None, source: Path | None) -> Path:
     """--from, else what the stack's config says, else beside the store."""
     if source is not None:
         if not source.is_dir():

@@ -15,6 +15,7 @@ import typer
 from embedding_store.errors import StoreError, StoreLocked, StoreUnreadable
 from runtime.choices import chosen
 from runtime.connection import DIR_OPTION
+from runtime.verbs.checkpoints import checkpoint_directory
 from settings.config import Config
 from settings.load import load_config
 
@@ -235,7 +236,7 @@ def _reader(directory: Path, store: Path | None, checkpoint: str | None) -> Iter
 
     place = (store if store is not None else directory / "store").absolute()
     if checkpoint is not None:
-        place = _checkpoint(place, checkpoint)
+        place = _checkpoint(directory, store, checkpoint)
     try:
         reader = StoreReader(place, "headwater store")
     except StoreLocked as error:
@@ -246,16 +247,16 @@ def _reader(directory: Path, store: Path | None, checkpoint: str | None) -> Iter
         yield reader
 
 
-def _checkpoint(store: Path, which: str) -> Path:
-    if which != "latest":
-        return Path(which).absolute()
+def _checkpoint(directory: Path, store: Path | None, which: str) -> Path:
     from embedding_store.checkpoints import list_checkpoints
 
-    folder = store.with_name(f"{store.name}.checkpoints")
-    for checkpoint in list_checkpoints(folder):
-        if not checkpoint.damaged:
-            return checkpoint.path
-    raise StoreUnreadable(f"no checkpoint in {folder}")
+    if which != "latest":
+        return Path(which).absolute()
+    folder = checkpoint_directory(directory, store, None)
+    for found in list_checkpoints(folder):
+        if not found.damaged:
+            return found.path
+    raise StoreUnreadable(f"no checkpoint that can be read in {folder}")
 
 
 def _config(directory: Path, config_file: Path | None) -> Config:

@@ -78,7 +78,7 @@ def migrate(
 
 
 def _set(text: str) -> tuple[str, dict[str, Any]]:
-    name, colon, rest = text.partition(":")
+    name, colon, rest = text.rpartition(":")  # a set's name may hold colons
     values: dict[str, Any] = {}
     for pair in rest.split(",") if colon else ():
         option, _, value = pair.partition("=")
