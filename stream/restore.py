@@ -19,6 +19,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -52,6 +53,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_ms: int
     topic_prefix: str
     events_prefix: str
+    rules: dict[str, Any] = {}
+    """Every other value of `kinds.*` and `join` that decides what samples say, by its name."""
     plan: str = ""
     """Name of the compiled plan that the state's operators belong to (`stream.compiled`)."""
 
@@ -112,8 +115,22 @@ def shape_of(config: Config, plan: str) -> Shape:
         elapsed_ms=config.join.elapsed,
         topic_prefix=config.kafka.topic_prefix,
         events_prefix=config.kafka.events_prefix,
+        rules=_rules(config),
         plan=plan,
     )
+
+
+def _rules(config: Config) -> dict[str, Any]:
+    """What a later release adds to these sections counts until it is listed as free."""
+    rules = {
+        f"join.{name}": value
+        for name, value in config.join.model_dump(mode="json").items()
+        if name not in _FREE_AT_RESTART
+    }
+    for kind, spec in config.kinds.items():
+        own = spec.model_dump(mode="json", exclude={"window"})
+        rules |= {f"kinds.{kind}.{name}": value for name, value in own.items()}
+    return rules
 
 
 def read_shape(state_dir: Path) -> Shape | None:
@@ -160,10 +177,22 @@ def check_shape(before: Shape, now: Shape) -> None:
         old, new = getattr(before, name), getattr(now, name)
         if old != new:
             told.append(f"{path} was {old!r}, is {new!r}")
+    told += [
+        f"{name} was {value!r}, is {now.rules[name]!r}"
+        for name, value in before.rules.items()
+        if name in now.rules and now.rules[name] != value
+    ]
     if told:
         raise JoinConfigChanged("; ".join(told))
 
 
+_FREE_AT_RESTART = frozenset(
+    {
+        *("policy", "elapsed"),  # kept apart in the shape
+        *("lateness", "idle_timeout", "checkpoint_interval", "transaction_timeout"),
+        *("parallelism", "state_backend", "managed_memory_mb"),
+    }
+)
 _PATHS = {
     "policy": "join.policy",
     "elapsed_ms": "join.elapsed (ms)",
