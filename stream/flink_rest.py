@@ -14,6 +14,7 @@ LIVE = frozenset(
 )
 """States of a job that may still write."""
 _POLL_SECONDS = 0.2
+_STARTING = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
 
 
 class RunningJob(NamedTuple):
@@ -101,6 +102,8 @@ class FlinkRest:
             )
         except httpx.TransportError as error:
             raise FlinkUnreachable(f"no JobManager answers at {self.base_url}: {error}") from error
+        if answer.status_code in _STARTING:
+            raise FlinkUnreachable(f"the JobManager at {self.base_url} is starting")
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

@@ -51,8 +51,20 @@ def submission_settings(settings: dict[str, str], cluster: Cluster) -> dict[str,
 
 
 def running_job(rest: FlinkRest, name: str) -> str | None:
-    """Id of the job called `name` that may still write. Raises FlinkUnreachable."""
-    return next((job.job_id for job in rest.jobs() if job.name == name and job.state in LIVE), None)
+    """Id of the job called `name` that may still write. A JobManager that is starting is waited
+    for. Raises FlinkUnreachable."""
+    deadline = time.monotonic() + _ABSENT_SECONDS
+    while True:
+        try:
+            jobs = rest.jobs()
+        except FlinkUnreachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return next(
+                (job.job_id for job in jobs if (job.name == name and job.state in LIVE)), None
+            )
 
 
 class RemoteJob:
