@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -23,14 +25,19 @@ def reduce(
 
     `inverse` is a lookup's: positions appear for the first time in ascending order.
     """
-    if grad.ndim != 2 or len(grad) != len(inverse) or grad.dtype != np.float32:
-        raise StoreMisuse(
-            f"a gradient of another shape or type: expected=`float32[{len(inverse)}, D]` "
-            f"came=`{grad.dtype}{list(grad.shape)}`"
-        )
+    check_gradient(grad, (len(inverse), grad.shape[-1]), "any")
     summed = np.empty((unique, grad.shape[1]), np.float32)
     _reduce(np.ascontiguousarray(grad), inverse, summed)
     return summed
+
+
+def check_gradient(grad: Any, shape: tuple[int, int], set_name: str) -> None:
+    """Raises StoreMisuse unless an array of numpy, or a tensor of torch, is float32[shape]."""
+    if tuple(grad.shape) != shape or not str(grad.dtype).endswith("float32"):
+        raise StoreMisuse(
+            f"a gradient of another shape or type: set=`{set_name}` "
+            f"expected=`float32{list(shape)}` came=`{grad.dtype}{list(grad.shape)}`"
+        )
 
 
 @njit(nogil=True, cache=True)

@@ -38,6 +38,12 @@ def stamp(batch: int) -> np.uint32:
     return np.uint32((batch & BATCH_BITS) << BATCH_SHIFT)
 
 
+def ages(words: NDArray[np.uint32], now: np.uint32) -> NDArray[np.uint32]:
+    """Batches since each row was used, mod 8192, by its flags word."""
+    aged: NDArray[np.uint32] = now - (words & np.uint32(0xFFFFFFFF ^ BELOW_BATCH))
+    return aged >> np.uint32(BATCH_SHIFT)
+
+
 @njit(nogil=True, cache=True)
 def learn(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     header, slots, counts, now_s, dirty, many

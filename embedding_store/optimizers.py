@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 from embedding_store.layout import SetSpec
 from embedding_store.prefetch import prefetch
 
+LANES: Final = 8
+"""Partial sums of squares in row-wise Adagrad."""
 AHEAD: Final = 16
 LINE_WORDS: Final = 16
 

@@ -1,4 +1,4 @@
-"""The hot tier: rows side by side in memory, found by the index, replaced by counting CLOCK.
+"""The hot tier: rows side by side in memory, found by the index, replaced by score when it is full.
 
 A row's words are the bytes that go to disk, so loading, spilling and committing are copies; what
 the slab must know of a row stands in its flags word (`flags.py`).
@@ -6,15 +6,18 @@ the slab must know of a row stands in its flags word (`flags.py`).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store import bfloat16, flags, optimizers
+from embedding_store.errors import StoreMisuse
+from embedding_store.eviction import Choice, Eviction
 from embedding_store.flags import NO_COUNTS
 from embedding_store.index import Index, Resolved
+from embedding_store.layout import SetSpec
 from embedding_store.pages import zeros
 from embedding_store.prefetch import prefetch
 from embedding_store.row import (
@@ -28,6 +31,9 @@ from embedding_store.row import (
     SetPlace,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 AHEAD: Final = 16
 LINE_WORDS: Final = 16
 CHANGED: Final = 1
@@ -39,10 +45,11 @@ PENDING: Final = 2
 class Slab:
     """`capacity` rows. A row is pinned while it belongs to one of the two newest batches."""
 
-    def __init__(self, form: RowFormat, capacity: int) -> None:
+    def __init__(self, form: RowFormat, capacity: int, eviction: Eviction = "clock") -> None:
         self._form = form
         self.capacity = capacity
-        self._words: NDArray[np.float32] = zeros((capacity, form.words), np.float32)
+        self._choice = Choice(capacity, eviction)
+        self._words: NDArray[np.float32] = zeros((capacity, self.host_words(form)), np.float32)
         self._header: NDArray[np.uint32] = self._words.view(np.uint32)
         self._index = Index(capacity)
         self._hyper = {
@@ -55,8 +62,12 @@ class Slab:
         self._pending: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self._pinned: list[NDArray[np.int64]] = []  # slots of the two newest batches
         self._free: list[int] = []  # below `used`, given up by `drop`
-        self._hand = 0
         self.used = 0
+
+    @staticmethod
+    def host_words(form: RowFormat) -> int:
+        """Of a row, how many words lie in this process's memory, the header's first."""
+        return form.words
 
     def __len__(self) -> int:
         """Rows that are here."""
@@ -72,6 +83,7 @@ class Slab:
         )
         if resolved is not None:
             self._pinned = [*self._pinned[-1:], resolved.slots]
+            self._choice.used(resolved.slots, batch)
         return resolved
 
     def forget(self, keys: NDArray[np.uint64]) -> None:
@@ -105,10 +117,10 @@ class Slab:
         if not len(victims):
             return
         now = flags.stamp(batch)
-        self._hand, found = flags.sweep(self._header, now, self._hand, victims)
+        found = self._choice.fill(victims, self._header, now)
         if found < len(victims):  # rows unused for a multiple of 8192 batches look pinned
             self._unpin_old(now, [*self._pinned, given, victims[:found]])
-            self._hand, _ = flags.sweep(self._header, now, self._hand, victims[found:])
+            self._choice.fill(victims[found:], self._header, now)
 
     def _unpin_old(self, now: np.uint32, pinned: list[NDArray[np.int64]]) -> None:
         """Give every row but the `pinned` an age that no pinned row has."""
@@ -128,11 +140,15 @@ class Slab:
         batch: int,
     ) -> None:
         """Put `rows` into `slots` from `make_room`; `marks` CHANGED, PENDING or 0 = as on disk."""
-        self._words[slots] = rows
+        self._put(slots, rows)
         self._header[slots, FLAGS_WORD] |= np.uint32(flags.REFERENCE) | flags.stamp(batch)
         self._index.assign(keys, slots)
+        self._choice.used(slots, batch)
         self.learn(slots[marks == CHANGED], NO_COUNTS, 0)
         self._pending[slots[marks == PENDING]] = PENDING
+
+    def _put(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        self._words[slots] = rows
 
     def drop(self, keys: NDArray[np.uint64]) -> None:
         """Forget rows for good, changed or not; keys that are not here are passed over.
@@ -180,29 +196,27 @@ class Slab:
         kernel(self._words, slots, place.vector_word, vectors)
         return vectors
 
-    def update(self, place: SetPlace, slots: NDArray[np.int64], grad: NDArray[np.float32]) -> int:
+    def gather_tensor(self, place: SetPlace, slots: NDArray[np.int64]) -> Tensor:
+        """The same where the vectors lie, if that is a device of torch's."""
+        raise StoreMisuse(
+            f"no tensors, open the store with a device: set=`{place.spec}` rows=`{len(slots)}`"
+        )
+
+    def update(
+        self, place: SetPlace, slots: NDArray[np.int64], grad: NDArray[np.float32] | Tensor
+    ) -> int:
         """The set's optimizer in place; -1 is passed over. Call `learn` on the rows before.
 
         Returns how many rows were left alone since their step would not be finite.
         """
-        spec, hyper = place.spec, self._hyper[place.vector_word]
+        spec, hyper, given = place.spec, self._hyper[place.vector_word], np.ascontiguousarray(grad)
         if spec.dtype == "float32":
             return optimizers.step(
-                spec, self._words, slots, place.vector_word, place.state_word, grad, hyper
+                spec, self._words, slots, place.vector_word, place.state_word, given, hyper
             )
-        # widened beside the rows, stepped, rounded back
-        end = spec.dim + spec.state_floats
-        beside = np.empty((len(slots), end), np.float32)
-        beside[:, : spec.dim] = self.gather(place, slots)
-        states = slice(place.state_word, place.state_word + spec.state_floats)
-        beside[:, spec.dim :] = self._words[slots, states]
-        at = np.where(slots < 0, -1, np.arange(len(slots)))
-        left = optimizers.step(spec, beside, at, 0, spec.dim, grad, hyper)
-        there = slots >= 0
-        self._words[slots[there], states] = beside[there, spec.dim :]
-        vectors = np.ascontiguousarray(beside[:, : spec.dim])
-        bfloat16.scatter(self._words, slots, place.vector_word, vectors, self._random(place, slots))
-        return left
+        random = self._random(place, slots)
+        first, state = place.vector_word, place.state_word
+        return step_halves(spec, self._words, slots, first, state, given, hyper, random)
 
     def _random(self, place: SetPlace, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Where a row's rounding bits begin: by key, set and count, so that a run can be repeated.
@@ -250,6 +264,39 @@ class Slab:
     def committed(self) -> None:
         """What was pending is on disk now."""
         self._pending[: self.used] = 0
+
+
+def make_slab(form: RowFormat, capacity: int, eviction: Eviction, device: str) -> Slab:
+    """Rows in this process's memory ("memory"), or in tensors on a `device` of torch."""
+    if device == "memory":
+        return Slab(form, capacity, eviction)
+    from embedding_store.device import DeviceSlab  # only here: torch is not the store's otherwise
+
+    return DeviceSlab(form, capacity, eviction, device)
+
+
+def step_halves(  # noqa: PLR0917
+    spec: SetSpec,
+    words: NDArray[np.float32],
+    slots: NDArray[np.int64],
+    first: int,
+    state: int,
+    grad: NDArray[np.float32],
+    hyper: NDArray[np.float32],
+    random: NDArray[np.uint64],
+) -> int:
+    """`optimizers.step` on a bfloat16 set: widened beside the rows, stepped, rounded back."""
+    beside = np.empty((len(slots), spec.dim + spec.state_floats), np.float32)
+    vectors = np.empty((len(slots), spec.dim), np.float32)
+    bfloat16.gather(words, slots, first, vectors)
+    states, there = slice(state, state + spec.state_floats), slots >= 0
+    beside[:, : spec.dim] = vectors
+    beside[:, spec.dim :] = words[slots, states]
+    at = np.where(there, np.arange(len(slots)), -1)
+    left = optimizers.step(spec, beside, at, 0, spec.dim, grad, hyper)
+    words[slots[there], states] = beside[there, spec.dim :]
+    bfloat16.scatter(words, slots, first, np.ascontiguousarray(beside[:, : spec.dim]), random)
+    return left
 
 
 @njit(nogil=True, cache=True)

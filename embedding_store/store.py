@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from embedding_store.errors import (
     StorePoisoned,
     StoreUnreadable,
 )
+from embedding_store.eviction import Eviction
 from embedding_store.expiry import Expired, ExpiryPolicy, Sweep
 from embedding_store.flags import NO_COUNTS
 from embedding_store.keys import checked_keys
@@ -42,11 +43,15 @@ from embedding_store.layout import RowLayout
 from embedding_store.owner import OwnerLock
 from embedding_store.pending import Commits, PendingCommit
 from embedding_store.rocks import Reads, Rocks
-from embedding_store.row import Header, Headers, RowFormat, SetValues, seconds
+from embedding_store.row import Header, Headers, RowFormat, SetPlace, SetValues, seconds
 from embedding_store.sealed import sync_directory
+from embedding_store.slab import Slab, make_slab
 from embedding_store.state import StagedState
 from embedding_store.stats import StoreStats
 from embedding_store.tiers import Admission, Lookup, Tiers, slab_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Admission", "EmbeddingStore", "Lookup", "PendingCommit", "Row", "StoreStats"]
 
@@ -74,14 +79,14 @@ class EmbeddingStore:
         rocks: Rocks,
         form: RowFormat,
         record: CommitRecord,
-        cache_rows_max: int,
+        slab: Slab,
         admission: Admission | None,
         table_rows_min: int,
     ) -> None:
         self.path = path
         self.layout = form.layout
         self._lock, self._rocks, self._form = lock, rocks, form
-        self._tiers = Tiers(form, rocks, cache_rows_max, admission)
+        self._tiers = Tiers(form, rocks, slab, admission)
         self._state = StagedState(rocks)
         if admission is not None:
             admission.bind(self.layout, self._state)
@@ -105,6 +110,8 @@ class EmbeddingStore:
         cache_rows_max: int,
         owner: str,
         admission: Admission | None = None,
+        eviction: Eviction = "clock",
+        device: str = "memory",
         reads: Reads = "auto",
         table_rows_min: int = TABLE_ROWS_MIN,
     ) -> EmbeddingStore:
@@ -112,10 +119,10 @@ class EmbeddingStore:
 
         Slots that `layout` names for the first time get their numbers here, for good; `layout` of
         the store has them all. `owner` is what a refused second opener is told; without an
-        `admission` every key gets a row. `reads` says how cold rows are read (`Rocks`), commits of
-        fewer than `table_rows_min` rows go through the log: neither changes a byte of any result.
-        Raises StoreLocked, LayoutMismatch, StoreCorrupt, StoreUnreadable, or CacheTooSmall for
-        fewer than two rows.
+        `admission` every key gets a row. Which rows leave a full slab (`eviction`), where vectors
+        lie (`device`: "memory", torch's "cpu" or "cuda"), how cold rows are read and that commits
+        under `table_rows_min` rows go through the log change no byte of any result. Raises
+        StoreLocked, LayoutMismatch, StoreCorrupt, StoreUnreadable, CacheTooSmall (under two rows).
         """
         if cache_rows_max < 2:
             raise CacheTooSmall(1, cache_rows_max)
@@ -135,13 +142,14 @@ class EmbeddingStore:
             raise
         try:
             record, adopted = known_or_new(path, rocks, layout)
+            form = RowFormat(adopted)
             return EmbeddingStore(
                 path=path,
                 lock=lock,
                 rocks=rocks,
-                form=RowFormat(adopted),
+                form=form,
                 record=record,
-                cache_rows_max=cache_rows_max,
+                slab=make_slab(form, cache_rows_max, eviction, device),
                 admission=admission,
                 table_rows_min=table_rows_min,
             )
@@ -216,10 +224,13 @@ class EmbeddingStore:
 
         Zeros where there is no row, or the row's slot lacks the set: ask `has_set`, not zero.
         """
-        self._refuse_if_unusable()
-        self._tiers.refuse_stale(lookup)
-        place = self._form.place(set_name)
+        place = self._place(lookup, set_name)
         return self._tiers.slab.gather(place, slab_rows(lookup, place))
+
+    def gather_tensor(self, lookup: Lookup, set_name: str) -> Tensor:
+        """`gather` where the vectors lie, for a store opened with a `device` of torch."""
+        place = self._place(lookup, set_name)
+        return self._tiers.slab.gather_tensor(place, slab_rows(lookup, place))
 
     def gather_each(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
         """The set's vectors float32[N, D], one per id as given: `gather(...)[lookup.inverse]`."""
@@ -237,28 +248,20 @@ class EmbeddingStore:
         return slab_rows(lookup, self._form.place(set_name)) >= 0
 
     def update(
-        self, lookup: Lookup, set_name: str, grad: NDArray[np.float32], *, now_ms: int
+        self, lookup: Lookup, set_name: str, grad: NDArray[np.float32] | Tensor, *, now_ms: int
     ) -> None:
         """One optimizer step on the set: `grad` float32[U, D], already summed per distinct key.
 
-        The first update of a lookup also adds its counts to the row headers and sets
-        `last_touched` to `now_ms` (it never falls). Rows without the set are passed over, and so
-        is a row whose gradient is not finite: it keeps its vector and is counted in `stats`.
+        The first update of a lookup also advances the row headers: counts, and `last_touched` to
+        `now_ms`. Rows without the set are passed over; one whose step would not be finite, too.
         """
-        self._refuse_if_unusable()
-        self._tiers.refuse_stale(lookup)
-        place, now_s = self._form.place(set_name), seconds(now_ms)
-        if grad.shape != (len(lookup.keys), place.spec.dim) or grad.dtype != np.float32:
-            raise StoreMisuse(
-                f"a gradient of another shape or type: set=`{set_name}` "
-                f"expected=`float32[{len(lookup.keys)}, {place.spec.dim}]` "
-                f"came=`{grad.dtype}{list(grad.shape)}`"
-            )
+        place, now_s = self._place(lookup, set_name), seconds(now_ms)
+        fanout.check_gradient(grad, (len(lookup.keys), place.spec.dim), set_name)
         slab, counts = self._tiers.slab, NO_COUNTS if lookup.counted else lookup.counts
         slots = slab_rows(lookup, place)
         # The first update counts every row, also such as lack this set.
         slab.learn(slots if lookup.counted else lookup.slab_rows, counts, now_s)
-        skipped = slab.update(place, slots, np.ascontiguousarray(grad))
+        skipped = slab.update(place, slots, grad)
         lookup.counted = True
         self._gradients_not_finite += skipped
 
@@ -270,12 +273,7 @@ class EmbeddingStore:
         In the order of `keys`, which may repeat. Rows not found are zero: ask `found`, not zero.
         """
         self._refuse_if_unusable()
-        dim = self._form.place(set_name).spec.dim
-        distinct, inverse = np.unique(checked_keys(keys), return_inverse=True)
-        rows, found = self._tiers.read(distinct)
-        vectors = np.zeros((len(distinct), dim), np.float32)
-        vectors[found] = self._form.vectors(set_name, rows[found])
-        return vectors[inverse], found[inverse]
+        return self._tiers.peek(checked_keys(keys), set_name)
 
     def rows(self) -> Iterator[Row]:
         """Every row, not yet committed ones included, in order of key: (key, header, sets).
@@ -431,6 +429,11 @@ class EmbeddingStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _place(self, lookup: Lookup, set_name: str) -> SetPlace:
+        self._refuse_if_unusable()
+        self._tiers.refuse_stale(lookup)
+        return self._form.place(set_name)
 
     def _or_poison(self, write: Callable[[], T]) -> T:
         try:

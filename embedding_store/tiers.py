@@ -88,11 +88,11 @@ class Tiers:
         self,
         form: RowFormat,
         rocks: Rocks,
-        cache_rows_max: int,
+        slab: Slab,
         admission: Admission | None = None,
     ) -> None:
         self.words = form.words
-        self.slab = Slab(form, cache_rows_max)
+        self.slab = slab
         self.spill = Spill(form.words)
         self.waiting = Spill(form.words)
         """Of the commit under way; empty between commits."""
@@ -247,6 +247,17 @@ class Tiers:
         self.prefetched.forget(keys)
         self.rows_gained -= len(keys)
         self._batch += 2
+
+    def peek(
+        self, keys: NDArray[np.uint64], set_name: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(the set's vectors float32[N, D], found bool[N]); moves nothing, zeros if not found."""
+        dim = self._form.place(set_name).spec.dim
+        distinct, inverse = np.unique(keys, return_inverse=True)
+        rows, found = self.read(distinct)
+        vectors = np.zeros((len(distinct), dim), np.float32)
+        vectors[found] = self._form.vectors(set_name, rows[found])
+        return vectors[inverse], found[inverse]
 
     def refuse_stale(self, lookup: Lookup) -> None:
         """Raises StoreMisuse unless `lookup` is one of the two newest; older rows may move."""

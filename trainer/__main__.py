@@ -125,6 +125,8 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
         cache_rows_max=config.store.cache_rows_max,
         admission=admission_filter(config.admission),
         reads=config.store.reads,
+        eviction=config.store.eviction,
+        device="cuda" if config.trainer.device == "cuda" else "memory",
         owner="headwater trainer",
     ) as store:
         server = MetricsServer(options.metrics_port, host=config.metrics.host)

@@ -39,6 +39,8 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
         cache_rows_max=config.store.cache_rows_max,
         admission=admission_filter(config.admission),
         reads=config.store.reads,
+        eviction=config.store.eviction,
+        device="cuda" if config.trainer.device == "cuda" else "memory",
         owner="headwater train",
     ) as opened:
         loop = Loop(config, opened, sink=None)

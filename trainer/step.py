@@ -98,6 +98,7 @@ class Learner:
             for side, side_plan in plan.sides.items()
         }
         self._store = store
+        self._on_device = self.device.type != "cpu"
         self._elapsed_ms = config.join.elapsed
 
     def step(self, batch: Batch, *, now_ms: int) -> StepResult:
@@ -108,10 +109,7 @@ class Learner:
         keys = np.concatenate([batch.parts[side].keys for side in SIDES])
         slots = self._slots_of(batch)
         lookup = self._store.lookup(keys, slots=slots, now_ms=now_ms)
-        rows = {
-            name: to_device(self._store.gather(lookup, name), self.device).requires_grad_()
-            for name in self.model.sets.dims
-        }
+        rows = {name: self._gather(lookup, name).requires_grad_() for name in self.model.sets.dims}
         tensors = batch_tensors(batch, lookup.inverse.astype(np.int64), self.moments, self.device)
         output = self.model(tensors, rows)
         loss = self._loss_of(batch, output)
@@ -122,7 +120,8 @@ class Learner:
             loss.backward()  # type: ignore[no-untyped-call]
             for name, gathered in rows.items():
                 if gathered.grad is not None:  # none in a batch for the nuisance heads alone
-                    self._store.update(lookup, name, gathered.grad.cpu().numpy(), now_ms=now_ms)
+                    grad = gathered.grad if self._on_device else gathered.grad.numpy()
+                    self._store.update(lookup, name, grad, now_ms=now_ms)
             self.adam.step()
         for side in SIDES:
             self.moments[side].update(batch.parts[side].numeric)
@@ -132,6 +131,12 @@ class Learner:
             cross=cross,
             rows_created=self._count_created(lookup),
         )
+
+    def _gather(self, lookup: Lookup, set_name: str) -> Tensor:
+        """[U, D] on the device; where the slab lies there too, no row crosses the bus."""
+        if self._on_device:
+            return self._store.gather_tensor(lookup, set_name)
+        return torch.from_numpy(self._store.gather(lookup, set_name))
 
     def _loss_of(self, batch: Batch, output: Output) -> Tensor | None:
         """The batch's whole loss; None if nothing in it teaches."""
