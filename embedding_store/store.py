@@ -220,10 +220,8 @@ class EmbeddingStore:
         return sweep.found
 
     def gather(self, lookup: Lookup, set_name: str) -> NDArray[np.float32]:
-        """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`.
-
-        Zeros where there is no row, or the row's slot lacks the set: ask `has_set`, not zero.
-        """
+        """The set's vectors float32[U, D], a copy, in the order of `lookup.keys`; zeros where
+        there is no row, or its slot lacks the set: ask `has_set`, not zero."""
         place = self._place(lookup, set_name)
         return self._tiers.slab.gather(place, slab_rows(lookup, place))
 
