@@ -27,7 +27,10 @@ from embedding_store.sealed import read_sealed
 from embedding_store.table_file import TableFault, check_table
 
 CHECKPOINT_FILE: Final = "checkpoint.json"
-_NO_DATA: Final = re.compile(r"(rocks/)?(LOG(\.old\.\d+)?|LOCK|owner\.lock)|.*\.(dbtmp|writing)")
+_NO_DATA: Final = re.compile(
+    r"(rocks/)?(LOG(\.old\.\d+)?|LOCK|owner\.lock)|.*\.(dbtmp|writing)|building/.*"
+)
+"""A table that is being built belongs to no commit until RocksDB has taken it in."""
 _CURRENT: Final = re.compile(rb"(MANIFEST-\d{6,})\n")
 _READ_BYTES: Final = 1 << 20
 

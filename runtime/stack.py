@@ -38,6 +38,10 @@ from runtime.run_state import (
 from runtime.supervisor import ChildSpec, StackFailed, Supervisor
 from settings.config import Config
 from topics.admin import ensure_topics
+from topics.errors import TopicError
+from topics.lag import committed_offsets
+from topics.names import EVENT_TOPICS, SAMPLES, join_group
+from trainer.source import trainer_group
 
 METRIC_CHILDREN = ("join", "trainer", "reader")
 
@@ -171,10 +175,38 @@ class Stack:
             port = self._ports[name]
             # -P: a folder of the user's named like one of our packages must not shadow it.
             command = [sys.executable, "-P", *own, *shared, "--metrics-port", str(port)]
-            specs.append(
-                ChildSpec(name=name, command=command, ready=_answers(port), after=after, env=env)
+            spec = ChildSpec(
+                name=name,
+                command=command,
+                ready=_answers(port),
+                after=after,
+                env=env,
+                position=self._position(name),
             )
+            specs.append(spec)
         return specs
+
+    def _position(self, name: str) -> Callable[[], object] | None:
+        """How far a child has come by the offsets that its group has committed."""
+        groups = {
+            "join": (join_group(self.config), EVENT_TOPICS),
+            "trainer": (trainer_group(self.config), (SAMPLES,)),
+        }
+        if name not in groups:
+            return None
+        group, topics = groups[name]
+
+        def position() -> object:
+            broker = self.supervisor.children.get("broker") if self.supervisor else None
+            if broker is not None and broker.state != "running":
+                return None
+            try:
+                found = committed_offsets(self.config, self.bootstrap, group, topics)()
+            except TopicError:
+                return None
+            return {f"{topic}-{n}": at for (topic, n), at in sorted(found.items())} or None
+
+        return position
 
     def _broker_ready(self) -> bool:
         assert self._broker is not None

@@ -3,7 +3,8 @@
 One thread, no callbacks: `poll()` moves every child on and returns at once, so that a live view and
 a plain loop drive it alike. Call it from the thread that lives longest (see `runtime.child`).
 A child that dies is started again after a pause that grows; after `RESTARTS_MAX` restarts of one
-child within a minute everything is stopped and the child is named.
+child within a minute everything is stopped and the child is named. So it is, however slowly, when a
+child ends RESTARTS_MAX + 1 times without having moved on: an event that kills it, a full disk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from runtime.child import spawn
 
 RESTARTS_MAX = 3
 RESTART_WINDOW_S = 60.0
+HEALTHY_S = 600.0
+"""A run of this length counts as one that got somewhere, for there may have been no traffic."""
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 REASON_LINES = 3
 
@@ -51,6 +54,8 @@ class ChildSpec:
     before_start: Callable[[], None] | None = None
     """Runs before every start; what it raises stops the stack."""
     env: Mapping[str, str] = field(default_factory=dict)
+    position: Callable[[], object] | None = None
+    """How far it has come, of everything that survives it; None = not known now."""
     ready_timeout_s: float = 120.0
     stop_timeout_s: float = 20.0
 
@@ -69,6 +74,9 @@ class Child:
     started: float = 0.0
     resume_at: float = 0.0
     ended_at: deque[float] = field(default_factory=deque)
+    position: object = None
+    """Where it was when it last ended, and how often it has ended there since it moved."""
+    ends_there: int = 0
     process: subprocess.Popen[bytes] | None = None
     log: IO[bytes] | None = None
     log_start: int = 0
@@ -192,6 +200,7 @@ class Supervisor:
                 f"{RESTART_WINDOW_S:g} s, so everything was stopped: {child.reason} "
                 f"(log: {child.log_path})"
             )
+        self._refuse_a_circle(child, now)
         child.restarts += 1
         pause_s = BACKOFF_S[min(len(child.ended_at), len(BACKOFF_S)) - 1]
         child.resume_at = now + pause_s
@@ -200,6 +209,18 @@ class Supervisor:
             "ended, restarting", child=child.spec.name, reason=child.reason, pause_s=pause_s
         )
         self._on_change()
+
+    def _refuse_a_circle(self, child: Child, now: float) -> None:
+        """Raise StackFailed for a child that ends again and again where it was."""
+        at = None if child.spec.position is None else child.spec.position()
+        moved = at is None or at != child.position or now - child.started > HEALTHY_S
+        child.position, child.ends_there = at, 1 if moved else child.ends_there + 1
+        if at is not None and child.ends_there > RESTARTS_MAX:
+            child.state = "stopped"
+            raise StackFailed(
+                f"{child.spec.name} ended {child.ends_there} times at the same position, {at}, so "
+                f"everything was stopped: {child.reason} (log: {child.log_path})"
+            )
 
     def _describe_end(self, child: Child) -> str:
         assert child.process is not None

@@ -143,15 +143,17 @@ def _submit(
     from stream.job import JoinJob
 
     cluster = _cluster(arguments)
+    position = committed_offsets(config, bootstrap, join_group(config), STREAMS)
     job = JoinJob(
         config,
         bootstrap,
         arguments.state_dir,
         bounded=arguments.bounded,
         rest_port=rest_port,
-        has_run=lambda: bool(committed_offsets(config, bootstrap, join_group(config), STREAMS)()),
+        has_run=lambda: bool(position()),
         cluster=cluster,
         restore=arguments.restore,
+        position=position,
     )
     _log.info(
         "join_started",

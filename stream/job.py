@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ from stream.restore import (
     write_shape,
 )
 from stream.savepoint import RunningAt, write_running
+from stream.stuck import StuckWatch, known_or_none
 from stream.tether import lock_state_dir, tether
+from topics.scan import Partition
 
 JAR_NAMES = (
     "headwater-join.jar",
@@ -80,7 +82,7 @@ _HINTS = (
     ("RecordTooLarge", "raise the topic's max.message.bytes, or lower events.bytes_max"),
     ("Address already in use", "another process has the REST port; choose another --rest-port"),
     ("OutOfMemoryError", 'set JVM_ARGS="-Xmx4g", or join.state_backend = "rocksdb"'),
-    ("No space left", "the disk that holds --state-dir is full"),
+    ("No space left", "make room on the disk that holds --state-dir, then start the join again"),
 )
 _log = structlog.get_logger()
 
@@ -111,10 +113,12 @@ class JoinJob:
         has_run: Callable[[], bool],
         cluster: Cluster | None = None,
         restore: Path | None = None,
+        position: Callable[[], Mapping[Partition, int]] = dict,
     ) -> None:
         """Plan and submit. `has_run` says whether the join's group has committed offsets;
         `cluster` = run there instead of in a JVM of our own; `restore` = the state to start from,
-        which must be the newest, where it is not to be found by itself.
+        which must be the newest, where it is not to be found by itself. `position` gives the
+        group's committed offsets: a run that restarts without moving them is ended.
 
         Raises JoinFailed with the last cause; JoinStateLost if the join has run before but no
         state of it is here: starting afresh would write every sample a second time; JoinPlanUnknown
@@ -163,6 +167,7 @@ class JoinJob:
         rest = cluster.url if cluster is not None else f"http://127.0.0.1:{rest_port}"
         write_running(state_dir, RunningAt(rest=rest, job_id=self.job_id, pid=os.getpid()))
         self._remote = None if cluster is None else RemoteJob(FlinkRest(rest), self.job_id)
+        self._stuck = StuckWatch(rest, self.job_id, state_dir, known_or_none(position))
         self.net_runtime_ms: int | None = None
         """Of a bounded run that has ended: from Flink's start of the job to its end, without the
         start of the JVM and the planning."""
@@ -177,7 +182,7 @@ class JoinJob:
     def wait(self, stopping: Callable[[], bool]) -> bool:
         """Block until the bounded input is joined (True) or `stopping()` is true (False).
 
-        Raises JoinFailed with the last cause when the job failed.
+        Raises JoinFailed with the last cause when the job failed, or gets nowhere.
         """
         if self._remote is not None:
             return self._remote.wait(stopping)
@@ -186,13 +191,22 @@ class JoinJob:
             while not ended.done():
                 if stopping():
                     return False
+                self._refuse_if_stuck()
                 time.sleep(0.1)
             self.net_runtime_ms = int(ended.result().get_net_runtime())
+        except JoinFailed:
+            raise
         except Exception as error:  # noqa: BLE001  py4j maps any Java exception to bare ones
             if stopping():  # a signal to the whole group takes the JVM down first
                 return False
             raise self._failure(error) from None
         return True
+
+    def _refuse_if_stuck(self) -> None:
+        reason = self._stuck.reason()
+        if reason is not None:
+            self.cancel()
+            raise JoinFailed(reason, hint=_hint(reason), log=self._log_dir)
 
     def cancel(self, timeout_seconds: float = 5.0) -> None:
         """Stop the job and keep its newest checkpoint; gives up quietly, a crash is as good."""
@@ -250,8 +264,11 @@ class JoinJob:
         reason = (own or causes or told or [repr(error)])[-1]
         if "Cannot map checkpoint/savepoint state" in text:
             return JoinPlanUnknown(self._plan.name, "its operators are not in this job")
-        hint = next((hint for sign, hint in _HINTS if sign in text), None)
-        return JoinFailed(reason, hint=hint, log=self._log_dir)
+        return JoinFailed(reason, hint=_hint(text), log=self._log_dir)
+
+
+def _hint(text: str) -> str | None:
+    return next((hint for sign, hint in _HINTS if sign in text), None)
 
 
 def _choose_plan(config: Config, state_dir: Path) -> CompiledPlan:

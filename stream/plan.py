@@ -62,7 +62,8 @@ def flink_settings(
         "execution.checkpointing.dir": (state_dir.resolve() / "checkpoints").as_uri(),
         "execution.checkpointing.num-retained": "3",
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-        "execution.checkpointing.tolerable-failed-checkpoints": "10",
+        # Failing ones are waited out, not turned into restarts; stream/stuck.py ends the wait.
+        "execution.checkpointing.tolerable-failed-checkpoints": "1000000",
         # A broker that restarts within seconds is waited for; one that is gone for good must end
         # the process with its reason instead of hiding behind restarts.
         "restart-strategy.type": "exponential-delay",

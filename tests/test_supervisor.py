@@ -69,6 +69,26 @@ def test_three_restarts_in_a_minute_stop_everything_and_name_the_child(tmp_path:
     assert after <= before  # another test's broker may be there
 
 
+def test_a_child_that_gets_nowhere_is_ended_however_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No limit on restarts in a minute would ever see it; one that moves on between is spared."""
+    monkeypatch.setattr(module, "RESTART_WINDOW_S", 0.0)
+    positions = iter([7, 7, 7, None, 8, 8, 8, 8])
+    crash = [*PYTHON, "import sys; sys.exit('an event that kills')"]
+    spec = ChildSpec(
+        name="join", command=crash, ready=lambda: True, position=lambda: next(positions)
+    )
+    supervisor = Supervisor(tmp_path, [spec])
+    told = r"join ended 4 times at the same position, 8, so everything.*an event that kills"
+    with pytest.raises(StackFailed, match=told):
+        while True:
+            supervisor.poll()
+            time.sleep(0.01)
+    assert supervisor.children["join"].restarts == 7
+    assert next(positions, None) is None
+
+
 def test_a_child_starts_only_after_those_it_needs(tmp_path: Path) -> None:
     ready = False
     broker = ChildSpec(name="broker", command=SLEEP, ready=lambda: ready, stop_timeout_s=2)

@@ -1,0 +1,93 @@
+"""The join on a full disk ends with a reason that names it, and goes on where it was.
+
+The real job over a real broker; its state directory is a file system of a few megabytes. Seen to
+fail with the watch taken out of `JoinJob.wait` (it never ends) and with Flink's former tolerance of
+ten failed checkpoints (it restarts again and again).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomlkit
+
+from settings.load import load_config
+from stream.audit import audit
+from tests.small_disk import fill, small_disk
+from tests.test_join_kill import RATE, _committed, _Traffic, _wait_for
+from topics.admin import ensure_topics
+from topics.names import EVENT_TOPICS
+from topics.scan import end_offsets
+
+ENDS_WITHIN_SECONDS = 150
+
+
+class _Join:
+    """`python -m stream`, its output in a file off the small disk."""
+
+    def __init__(self, config_path: Path, bootstrap: str, state: Path, log: Path) -> None:
+        self._command = [
+            *(sys.executable, "-m", "stream", "--config", str(config_path)),
+            *("--bootstrap", bootstrap, "--state-dir", str(state)),
+        ]
+        self._log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=os.environ)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def said(self) -> str:
+        return self._log.read_text(encoding="utf-8")[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.flink
+@pytest.mark.timeout(900)
+def test_a_full_disk_ends_the_join_by_name_and_costs_nothing(
+    kafka: str, prefix: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    from runtime.sources.simulated import SimulatedTraffic
+
+    source = SimulatedTraffic(seed=5, rate=RATE)
+    values = dict(source.config_values())
+    values["kafka"] = {**values.get("kafka", {}), "topic_prefix": prefix}
+    values["join"] = {**values["join"], "policy": "correct"}
+    path = tmp_path / "config.toml"
+    path.write_text(tomlkit.dumps(values), encoding="utf-8")
+    config = load_config(path, env={}).config
+    ensure_topics(config, kafka)
+    with small_disk(tmp_path / "disk", "24m") as disk:
+        join = _Join(path, kafka, disk / "state", tmp_path / "join.log")
+        request.addfinalizer(join.stop)
+        traffic = _Traffic(config, kafka, source)
+        join.start()
+        traffic.start()
+        _wait_for("a first checkpoint", lambda: _committed(config, kafka) > RATE, 240, join)
+        ballast = fill(disk)
+        filled_at = time.monotonic()
+        assert join.process is not None
+        assert join.process.wait(ENDS_WITHIN_SECONDS) == 1, join.said()
+        print(f"ended after {time.monotonic() - filled_at:.0f} s")  # noqa: T201
+        assert f"No space left on the disk of --state-dir {disk / 'state'}" in join.said()
+        assert "make room on the disk" in join.said()
+        ballast.unlink()
+        join.start()
+        traffic.finish()
+        ends = sum(end_offsets(config, kafka, EVENT_TOPICS).values())
+        _wait_for("the rest", lambda: _committed(config, kafka) >= ends, 240, join)
+        report = audit(config, kafka, settle_seconds=30)
+        assert report.balanced, report
+        assert report.impressions.in_ + report.conversions.in_ == ends == traffic.sent
+        join.stop()
