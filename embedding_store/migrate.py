@@ -11,9 +11,6 @@ which the next migration removes. Needs room for a second copy.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ from embedding_store.audit import (
 )
 from embedding_store.commit import COMMIT_NAME
 from embedding_store.errors import StoreCorrupt, StoreMisuse, StoreUnreadable
+from embedding_store.exchange import exchange
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.reading import DATABASE, StoreReader
 from embedding_store.rocks import Rocks, row_names
@@ -39,8 +37,6 @@ from embedding_store.sealed import sync_directory
 from embedding_store.state import STATE_PREFIX
 
 STATE_BATCH: Final = 4096
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +103,7 @@ def migrate(
         rows = _write(old, making, RowFormat(layout), say)
         say(f"comparing {rows} rows")
         _compare(old, making, RowFormat(layout))
-        _exchange(making, path)
+        exchange(making, path)
         sync_directory(path.parent)
         before = _free_name(path, old.record.id)
         making.rename(before)
@@ -183,27 +179,6 @@ def _compare_state(
             raise StoreCorrupt(f"the copy's state differs: path=`{making}` name=`{wanted[0]!r}`")
     if (extra := next(made, None)) is not None:
         raise StoreCorrupt(f"the copy has state of its own: path=`{making}` name=`{extra[0]!r}`")
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two directories' names in one step, or raise StoreUnreadable and change nothing."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    rename = getattr(libc, "renameat2", None)
-    code = -1
-    if rename is not None:
-        code = rename(
-            _AT_FDCWD,
-            os.fsencode(one),
-            _AT_FDCWD,
-            os.fsencode(other),
-            ctypes.c_uint(_RENAME_EXCHANGE),
-        )
-    if code != 0:
-        number = ctypes.get_errno() if rename is not None else errno.ENOSYS
-        raise StoreUnreadable(
-            f"this file system cannot exchange two directories: path=`{other}` "
-            f"error=`{os.strerror(number)}`; the migrated store is in `{one}`: move it by hand"
-        )
 
 
 def _free_name(path: Path, commit_id: int) -> Path:

@@ -20,6 +20,7 @@ from embedding_store.audit import REACHED_FILE
 from embedding_store.checkpoints import Checkpoint, list_checkpoints
 from embedding_store.copies import copy_file, sync_tree
 from embedding_store.errors import StoreCorrupt, StoreError, StoreUnreadable
+from embedding_store.exchange import exchange
 from embedding_store.owner import OwnerLock
 from embedding_store.sealed import read_sealed, sync_directory
 from embedding_store.verify import verify_files
@@ -111,11 +112,15 @@ def _take(checkpoint: Checkpoint, store: Path, *, drill: bool) -> tuple[int, str
             copy_file(checkpoint.path / name, place)
         sync_tree(building)
         rows = open_and_verify(building)
-        return rows, "" if drill else _exchange(building, store)
-    except OSError as error:
-        raise StoreUnreadable(f"cannot restore: to=`{store}` error=`{error}`") from error
-    finally:
+    except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise StoreUnreadable(f"cannot restore: to=`{store}` error=`{error}`") from error
+        raise
+    if drill:
+        shutil.rmtree(building)
+        return rows, ""
+    return rows, _put(building, store)
 
 
 def open_and_verify(store: Path) -> int:
@@ -126,19 +131,21 @@ def open_and_verify(store: Path) -> int:
         return opened.verify()
 
 
-def _exchange(building: Path, store: Path) -> str:
-    """Move what is at `store` aside, and `building` there."""
+def _put(building: Path, store: Path) -> str:
+    """Put `building` at `store` in one step; where the store that was there is now."""
     aside = ""
+    building.chmod(0o755)
     if store.exists():
         lock = OwnerLock(store, "headwater store restore")
         try:
-            moved = store.with_name(f"{store.name}.replaced-{time.time_ns() // 1_000_000}")
-            store.rename(moved)
+            exchange(building, store)
         finally:
             lock.release()
+        moved = store.with_name(f"{store.name}.replaced-{time.time_ns() // 1_000_000}")
+        building.rename(moved)
         aside = str(moved)
-    building.chmod(0o755)
-    building.rename(store)
+    else:
+        building.rename(store)
     sync_directory(store.absolute().parent)
     return aside
 

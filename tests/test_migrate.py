@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,13 +17,15 @@ from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.migrate import changed_layout, migrate
 from embedding_store.reading import StoreReader
 from embedding_store.store import EmbeddingStore
+from tests.knobs import kills
 
 OLD = RowLayout(
     {"shared": SetSpec(dim=4), "gone": SetSpec(dim=3, optimizer="adam")},
     {"item_id": (), "user_id": ("shared",)},
 )
 ADDED = {"task:like": SetSpec(dim=5, optimizer="ftrl"), "half": SetSpec(dim=3, dtype="bfloat16")}
-KILLS = 60 if os.environ.get("HEADWATER_PROVE") else 8
+
+KILLS = kills(6, 60)
 
 
 def _keys(count: int) -> NDArray[np.uint64]:

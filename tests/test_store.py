@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,10 +23,11 @@ from embedding_store.keys import row_keys
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.rocks import Rocks
 from embedding_store.store import EmbeddingStore, Lookup
+from tests.knobs import examples
 from tests.store_oracle import LAYOUT, Oracle, assert_same, scripted_step
 
 CACHE_ROWS = 24
-EXAMPLES = int(os.environ.get("HEADWATER_STORE_EXAMPLES", "20"))
+EXAMPLES = examples(20, 1000)
 KEYS = row_keys("item", [str(i) for i in range(60)])
 
 ids = st.lists(st.integers(0, 59), min_size=1, max_size=30).filter(lambda v: len(set(v)) <= 12)

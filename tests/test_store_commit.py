@@ -24,13 +24,12 @@ import pytest
 
 from embedding_store.errors import StoreMisuse, StorePoisoned
 from embedding_store.store import EmbeddingStore
+from tests.knobs import PROVE, SEED, kills
 from tests.store_oracle import scripted_step
 from tests.store_writer import open_store, run_commit, write_beside_commits_until_killed
 from tests.store_writer import write_until_poisoned as until_poisoned
 
-KILLS = int(os.environ.get("HEADWATER_STORE_KILLS", "10"))
-SEED = int(os.environ.get("HEADWATER_STORE_SEED", "11"))
-PROVE = os.environ.get("HEADWATER_PROVE") == "1"
+KILLS = kills(8, 100)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Killed, refused by the disk, damaged on disk: a whole commit, or an error that says why not.
 
-HEADWATER_STORE_KILLS sets the number of kills (15; `make prove` runs hundreds).
+`tests/knobs.py` says how to run more of it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import pytest
 
 from embedding_store.errors import StoreCorrupt, StoreLocked
 from embedding_store.rocks import Rocks
+from tests.knobs import SEED, kills
 from tests.store_writer import hold, open_store, run_commit, write_until_killed
 from tests.store_writer import write_until_poisoned as until_poisoned
 
-KILLS = int(os.environ.get("HEADWATER_STORE_KILLS", "15"))
-SEED = int(os.environ.get("HEADWATER_STORE_SEED", "7"))
+KILLS = kills(8, 100)
 pytestmark = pytest.mark.slow
 
 

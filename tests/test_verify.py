@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -15,11 +14,10 @@ from embedding_store.errors import StoreUnreadable
 from embedding_store.log_file import check_log
 from embedding_store.table_file import check_table
 from embedding_store.verify import verify_files
+from tests.knobs import SEED, examples
 from tests.store_writer import open_store, run_commit
 
-PROVE = bool(os.environ.get("HEADWATER_PROVE"))
-FLIPS = int(os.environ.get("HEADWATER_STORE_EXAMPLES", "2000" if PROVE else "60"))
-SEED = int(os.environ.get("HEADWATER_STORE_SEED", "7"))
+FLIPS = examples(60, 2000)
 KINDS = (
     "rocks/*.sst",
     "rocks/*.log",
