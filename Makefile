@@ -47,6 +47,8 @@ test: setup ## every test, with the real broker, Flink and RocksDB; under 15 min
 bench: setup ## every benchmark, each as a ratio measured in one run
 	$(BIN)/headwater bench all --json
 
+# HEADWATER_STORE_KILLS, HEADWATER_STORE_EXAMPLES and HEADWATER_STORE_SEED (tests/knobs.py) turn the
+# store's proofs up or down, here and in any run of pytest.
 prove: setup ## the long counts: the same tests with their seeded cuts lifted
 	HEADWATER_PROVE=1 $(BIN)/pytest -q --timeout=7200 -m "kill or slow"
 
