@@ -11,12 +11,12 @@ A peer or key that could not be measured is named under `not_run` with the reaso
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import itertools
 from typing import Any
 
 import psutil
+import store_beyond_memory
+import store_commit
 from measuring import Part, ratio, run_benchmark, say, spread
 from peer_process import Peer, PeerAbsent
 from store_in_memory import Ours
@@ -35,25 +35,19 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "tfra": ("tfra", {}),
 }
 """System -> (folder under bench/peers, what its request adds)."""
-OTHER_PARTS = ("store_beyond_memory", "store_commit")
+OTHER_PARTS = {"beyond memory": store_beyond_memory.measure, "commit": store_commit.measure}
 
 
 def measure(quick: bool) -> dict[str, Any]:
     """Every key of the report; see the module."""
     Ours(1_000, GROWTH_DIM).close()  # compiles the kernels, whose memory is not the rows'
     parts = [_in_memory(quick)]
-    for name in OTHER_PARTS:
-        if importlib.util.find_spec(name) is not None:
-            say(name.removeprefix("store_").replace("_", " "))
-            parts.append(importlib.import_module(name).measure(quick))
-    missing = {
-        "ratio_lmdb": "the beyond-memory part is not built",
-        "ratio_rocksdb_only": "the beyond-memory part is not built",
-        "ssd_fraction": "the beyond-memory part is not built",
-    }
+    for name, part in OTHER_PARTS.items():
+        say(name)
+        parts.append(part(quick))
     summary = {key: value for part in parts for key, value in part.summary.items()}
     detail = {key: value for part in parts for key, value in part.detail.items()}
-    not_run = missing | {key: why for part in parts for key, why in part.not_run.items()}
+    not_run = {key: why for part in parts for key, why in part.not_run.items()}
     return {
         **summary,
         **detail,
