@@ -41,6 +41,8 @@ taskmanager.host: 127.0.0.1
 taskmanager.bind-host: 127.0.0.1
 heartbeat.interval: 2000
 heartbeat.timeout: 20000
+pekko.startup-timeout: 300 s
+pekko.ask.timeout: 60 s
 io.tmp.dirs: {folder}/tmp
 env.log.dir: {folder}/log
 env.pid.dir: {folder}/pid
@@ -73,7 +75,16 @@ class FlinkCluster:
         self.start_job_manager()
         for _ in range(task_managers):
             self.add_task_manager()
-        wait_for("the TaskManagers", lambda: self._registered() >= task_managers, 240, self.said)
+        wait_for("the TaskManagers", lambda: self._registered() >= task_managers, 600, self.said)
+
+    def keep(self) -> None:
+        """Start again what has ended by itself: on a very busy machine Flink's actor system gives
+        up after ten seconds."""
+        if self.job_manager is not None and self.job_manager.poll() is not None:
+            self.start_job_manager()
+        for number, process in enumerate(self.task_managers):
+            if process.poll() is not None:
+                self.task_managers[number] = self._spawn("taskmanager.sh")
 
     def start_job_manager(self) -> None:
         self.job_manager = self._spawn("jobmanager.sh")
@@ -115,6 +126,7 @@ class FlinkCluster:
                 process.wait()
 
     def _registered(self) -> int:
+        self.keep()
         try:
             return self.rest.slots()[1]
         except FlinkUnreachable:

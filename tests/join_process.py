@@ -40,6 +40,11 @@ class JoinProcess:
                 self._command, stdout=log, stderr=log, env=os.environ | {"JVM_ARGS": QUICK_JVM}
             )
 
+    def keep(self) -> None:
+        """Start it again if it has ended by itself."""
+        if self.has_ended:
+            self.start()
+
     def kill(self) -> None:
         assert self.process is not None and self.process.poll() is None, self.said()
         self.process.kill()
@@ -83,5 +88,10 @@ def taken(config: Config, bootstrap: str) -> int:
 def wait_for_the_end(config: Config, bootstrap: str, join: JoinProcess, seconds: float) -> int:
     """Until the join has taken everything; how many events that are."""
     ends = sum(record_ends(config, bootstrap, EVENT_TOPICS).values())
-    wait_for("the end of the events", lambda: taken(config, bootstrap) >= ends, seconds, join.said)
+
+    def has_all() -> bool:
+        join.keep()
+        return taken(config, bootstrap) >= ends
+
+    wait_for("the end of the events", has_all, seconds, join.said)
     return ends
