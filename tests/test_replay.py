@@ -158,7 +158,7 @@ def _history() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 @pytest.mark.flink
-def test_replay_of_parquet_within_bounds_trains_and_compares(
+def test_replay_of_parquet_within_bounds_trains_and_is_switched_to(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
     """The second hour of two, from Parquet; then a copy of its samples with one label turned."""
@@ -184,27 +184,49 @@ def test_replay_of_parquet_within_bounds_trains_and_compares(
     assert report["audit"]["conversions"]["attributed"] == 60
 
     live = Config.model_validate({"kafka": {"topic_prefix": prefix}})
-    a = shadow_config(live, shadow_prefix(live, "next"), reads_live=False, bounded=False)
-    b = shadow_config(live, shadow_prefix(live, "turned"), reads_live=False, bounded=False)
-    ensure_topics(b, kafka)
-    producer = Producer(producer_settings(b, kafka))
-    for _, message in read_to_end(a, kafka, ["samples"]):
-        value = message.value() or b""
-        sample = decode_sample(value)
+    shadow = shadow_config(live, shadow_prefix(live, "next"), reads_live=False, bounded=False)
+    for _, message in read_to_end(shadow, kafka, ["samples"]):
+        sample = decode_sample(message.value() or b"")
         assert "os" not in sample.features  # a null slot of Parquet is a missing one
-        if sample.impression_id == "i77":
-            value = value.replace(b'"buy":1', b'"buy":0')
-        if sample.impression_id != "i78":
-            producer.produce(b.topic("samples"), value, message.key())
-    assert producer.flush(30) == 0
-    assert compare(a, a, kafka).identical
-    found = compare(a, b, kafka)
-    assert (found.samples.both, found.samples.only_a, found.samples.only_b) == (59, 1, 0)
-    assert found.samples.labels == {"buy": 1} and found.samples.identical == 58
-    assert found.samples.first == {"only_a": ["i78"], "labels": ["i77"]}
-    assert found.representations["user"].only_a == 7 and not found.identical
     assert CliRunner().invoke(app, ["switch", "next", *options]).exit_code == 0
     pointer = read_pointer(live, kafka)
     assert pointer is not None and pointer.topic_prefix == f"{prefix}-next"
+
+
+def test_compare_names_what_differs_and_first(kafka: str, prefix: str) -> None:
+    a, b = stack_config(prefix), stack_config(f"{prefix}-turned")
+    for config in (a, b):
+        ensure_topics(config, kafka)
+        producer = Producer(producer_settings(config, kafka))
+        for n in range(20):
+            is_turned = config is b and n == 7
+            sample = {
+                "impression_id": f"i{n}",
+                "event_ms": T + n,
+                "features": {"age": n},
+                "produced_ms": T,
+                "labels": {"buy": 0 if is_turned else 1},
+                "delays_ms": {"buy": 10 if n != 3 or config is a else 11},
+                "values": {},
+                "counts": {},
+                "keep_rate": 1.0,
+                "kept": True,
+                "state": "final",
+                "elapsed_ms": 100,
+                "revision": 0,
+            }
+            if config is a or n != 8:
+                producer.produce(config.topic("samples"), json.dumps(sample).encode(), b"k")
+        assert producer.flush(30) == 0
+    _publish(a, kafka, 1, "u0", "u1")
+    _publish(b, kafka, 1, "u0")
+    assert compare(a, a, kafka).identical
+    found = compare(a, b, kafka)
+    assert (found.samples.both, found.samples.only_a, found.samples.only_b) == (19, 1, 0)
+    assert found.samples.labels == {"buy": 1} and found.samples.identical == 17
+    assert found.samples.first == {"only_a": ["i8"], "labels": ["i7"], "delays": ["i3"]}
+    users = found.representations["user"]
+    assert (users.both, users.identical, users.only_a) == (1, 1, 1) and users.cosine_min == 1.0
+    assert not found.identical
     delete_shadow(b, kafka)
     assert existing_topics(b, kafka) == []

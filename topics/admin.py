@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 
 from confluent_kafka import KafkaError, KafkaException
@@ -12,7 +13,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from settings.config import Config
 from topics.client import client_settings
-from topics.errors import TopicMismatch, kafka_errors, topic_error
+from topics.errors import TopicMismatch, TopicUnknown, kafka_errors, topic_error
 from topics.names import ALL_TOPICS, EVENT_TOPICS, partition_count, topic_settings
 from topics.scan import end_offsets
 
@@ -33,10 +34,22 @@ def ensure_topics(config: Config, bootstrap: str, *, timeout_seconds: float = 30
     _create(admin, config, missing, timeout_seconds)
     if missing:
         # A topic that was just made has a leader before the leader knows: ask until it answers.
-        end_offsets(config, bootstrap, ALL_TOPICS)
+        _wait_for_leaders(config, bootstrap, timeout_seconds)
     differences = list(_differences(admin, config, timeout_seconds))
     if differences:
         raise TopicMismatch("topics differ from the config: " + "; ".join(differences))
+
+
+def _wait_for_leaders(config: Config, bootstrap: str, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            end_offsets(config, bootstrap, ALL_TOPICS)
+        except TopicUnknown:  # made a moment ago: a broker that is busy has not heard of it
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 def _create(admin: AdminClient, config: Config, names: list[str], timeout_seconds: float) -> None:
