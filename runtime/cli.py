@@ -19,6 +19,7 @@ from runtime.run_state import NoStack, StackRunning
 from runtime.sources.catalog import SourceError
 from runtime.supervisor import StackFailed
 from runtime.verbs import (
+    analyse,
     audit,
     batch,
     bench,
@@ -36,6 +37,7 @@ from runtime.verbs import (
     status,
     store,
     store_migrate,
+    study,
 )
 from settings.load import ConfigError
 from stream.errors import JoinError
@@ -85,6 +87,8 @@ _VERBS: tuple[Callable[..., None], ...] = (
     savepoint.savepoint,
     savepoint.submit,
     bench.bench,
+    analyse.analyse,
+    study.study,
 )
 for _verb in _VERBS:
     app.command(_verb.__name__)(_verb)

@@ -175,6 +175,16 @@ class TrainerConfig(Section):
     seed: int = 0
 
 
+class EvaluationConfig(Section):
+    arms: bool = False
+    """Score the model of the first boundary (frozen) and of the last one (daily) beside the live
+    one, on the same share of impressions."""
+    arms_every: DurationMs = 86_400_000
+    """Event time between two boundaries."""
+    arms_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of impressions that all arms predict."""
+
+
 class StoreConfig(Section):
     cache_rows_max: Annotated[int, Field(ge=1024, le=1_500_000_000)] = 1_000_000
     """Rows of the hot slab; the rest live in RocksDB. Full means evict, never fail."""
@@ -233,6 +243,7 @@ class Config(Section):
     join: JoinConfig = JoinConfig()
     model: ModelConfig = ModelConfig()
     trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     store: StoreConfig = StoreConfig()
     admission: AdmissionConfig = AdmissionConfig()

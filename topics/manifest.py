@@ -25,6 +25,8 @@ class TaskEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     pcoc: float | None
     samples: int
     positives: int
+    drifted_ms: int | None = None
+    """Event time of the newest alarm on its entropy or calibration."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,8 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
     With `store` None the rows live in a temporary directory; with a directory, a run that was cut
     off continues where its last commit is. Keys of the report: progressive {task: {auc, gauc, ne,
     pcoc, samples, positives}}, progressive_by_domain, progressive_by_window (window's start in
-    event ms), samples {state: n}, samples_per_second, rows_by_slot, rows, steps, rejected.
+    event ms), samples {state: n}, samples_per_second, rows_by_slot, rows, steps, rejected,
+    arms {live, daily, frozen: ...} under evaluation.arms, drifts [{task, measure, window_ms}].
     Raises OSError, TrainerError, StoreError, ConfigError.
     """
     if store is None:
@@ -67,6 +68,11 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
             "rows_by_slot": dict(sorted(progress.rows_created.items())),
             "rejected": progress.rejected,
             "unseen_finals": progress.unseen_finals,
+            "arms": {} if loop.arms is None else loop.arms.report(),
+            "drifts": [
+                {"task": d.task, "measure": d.measure, "window_ms": d.window_ms}
+                for d in (loop.drifts.alarms if loop.drifts is not None else ())
+            ],
         }
 
 

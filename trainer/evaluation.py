@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,10 +109,18 @@ class Evaluation:
         domains: tuple[str, ...],
         *,
         window_ms: int,
+        arm: str = "",
     ) -> None:
+        """`arm` keeps the records of another model's predictions apart."""
+        suffix = f".{arm}" if arm else ""
+        self._pending, self._sums, self._scores, self._at = (
+            f"{space}{suffix}" for space in ("pending", "evaluation", "scored", "evaluated")
+        )
         self._store = store
         self._window_ms = window_ms
-        self._newest = ALL_TIME
+        newest = store.get(self._at, b"newest")
+        self._newest = int(newest) if newest else ALL_TIME
+        self._looked_back = False
         self._tasks = tasks
         self._domains = (OTHER, *domains)
         self._cells: dict[CellKey, Sums] = {}
@@ -129,29 +137,29 @@ class Evaluation:
             ]
         )
         size = self._entry.itemsize
-        self._kept = deque((key, len(raw) // size) for key, raw in store.scan("scored"))
+        self._kept = deque((key, len(raw) // size) for key, raw in store.scan(self._scores))
         self._kept_samples = sum(count for _, count in self._kept)
         # Without it, looking for predictions that wait would cost a read per sample under `wait`.
-        self._any_pending = next(store.scan("pending"), None) is not None
+        self._any_pending = next(store.scan(self._pending), None) is not None
 
     def pending(self, impressions: Sequence[bytes]) -> list[bool]:
         """Which impressions were predicted before and wait for their final labels."""
         if not self._any_pending:
             return [False] * len(impressions)
-        return [raw is not None for raw in self._store.get_many("pending", impressions)]
+        return [raw is not None for raw in self._store.get_many(self._pending, impressions)]
 
     def remember(self, impressions: Sequence[bytes], logits: F32) -> None:
         """Keep the predictions [n, T] made at first sight until `recall`."""
         self._any_pending = self._any_pending or bool(impressions)
         raw, size = logits.astype("<f4").tobytes(), 4 * logits.shape[1]
         for i, impression in enumerate(impressions):
-            self._store.put("pending", impression, raw[i * size : (i + 1) * size])
+            self._store.put(self._pending, impression, raw[i * size : (i + 1) * size])
 
     def recall(self, impressions: Sequence[bytes]) -> F32:
         """Take back and drop the predictions [n, T] of impressions whose final labels are here."""
-        raws = self._store.get_many("pending", impressions)
+        raws = self._store.get_many(self._pending, impressions)
         for impression in impressions:
-            self._store.delete("pending", impression)
+            self._store.delete(self._pending, impression)
         assert None not in raws, "scored an impression that was never predicted"
         whole = np.frombuffer(b"".join(raw or b"" for raw in raws), "<f4")
         return whole.reshape(len(impressions), len(self._tasks)).astype(np.float32)
@@ -188,8 +196,10 @@ class Evaluation:
         """Stage what changed since the last commit in the store."""
         for key in sorted(self._changed):
             name = _SEPARATOR.join((key[0], key[1], str(key[2])))
-            self._store.put("evaluation", name.encode(), self._cells[key].dump())
+            self._store.put(self._sums, name.encode(), self._cells[key].dump())
         self._stage_entries()
+        if self._newest != ALL_TIME:
+            self._store.put(self._at, b"newest", b"%d" % self._newest)
         # Windows that event time has left behind would pile up in memory; the totals stay.
         recent = {ALL_TIME, *self._latest_windows()}
         self._cells = {k: v for k, v in self._cells.items() if k in self._changed or k[2] in recent}
@@ -202,14 +212,14 @@ class Evaluation:
         entries = np.concatenate(self._entries)
         number = int.from_bytes(self._kept[-1][0], "big") + 1 if self._kept else 0
         key = number.to_bytes(8, "big")
-        self._store.put("scored", key, entries.tobytes())
+        self._store.put(self._scores, key, entries.tobytes())
         self._kept.append((key, len(entries)))
         self._entries = []
         self._kept_samples += len(entries)
         while self._kept_samples > SCORED_MAX and len(self._kept) > 1:
             oldest, count = self._kept.popleft()
             self._kept_samples -= count
-            self._store.delete("scored", oldest)
+            self._store.delete(self._scores, oldest)
 
     def totals(self) -> dict[str, dict[str, float | int | None]]:
         """task -> auc, ne, pcoc, samples, positives over everything scored so far."""
@@ -219,20 +229,34 @@ class Evaluation:
         """The same over the newest window of event time and the one before it."""
         return self._over(self._latest_windows())
 
+    def closed_windows(self, after: int) -> Iterator[tuple[int, dict[str, Sums]]]:
+        """(window, sums per task) of windows later than `after` that event time has left, in order.
+
+        What is scored in one later, out of order, is not said again.
+        """
+        open_from = self._newest - self._window_ms
+        windows = {key[2] for key in self._cells}
+        if not self._looked_back:  # windows that an earlier process scored
+            windows |= set(self._stored())
+            self._looked_back = True
+        for window in sorted(windows):
+            if max(after, ALL_TIME) < window < open_from:
+                yield window, {task: self._of_task(task, (window,)) for task in self._tasks}
+
     def _latest_windows(self) -> tuple[int, ...]:
         if self._newest == ALL_TIME:
             return ()
         return (self._newest, self._newest - self._window_ms)
 
     def _over(self, windows: tuple[int, ...]) -> dict[str, dict[str, float | int | None]]:
-        return {
-            task: self._merged(
-                self._cell((task, domain, window), change=False)
-                for domain in self._domains
-                for window in windows
-            ).report()
-            for task in self._tasks
-        }
+        return {task: self._of_task(task, windows).report() for task in self._tasks}
+
+    def _of_task(self, task: str, windows: tuple[int, ...]) -> Sums:
+        return self._merged(
+            self._cell((task, domain, window), change=False)
+            for domain in self._domains
+            for window in windows
+        )
 
     def report(self) -> dict[str, Any]:
         """The whole report: `overall`, `by_domain` and `by_window`, each {task: {...}} with gauc.
@@ -290,7 +314,7 @@ class Evaluation:
         sums = self._cells.get(key)
         if sums is None:
             raw = self._store.get(
-                "evaluation", _SEPARATOR.join((key[0], key[1], str(key[2]))).encode()
+                self._sums, _SEPARATOR.join((key[0], key[1], str(key[2]))).encode()
             )
             sums = self._cells[key] = Sums.load(raw) if raw else Sums()
         if change:
@@ -299,13 +323,13 @@ class Evaluation:
 
     def _stored(self) -> RawCells:
         cells: RawCells = {}
-        for key, raw in self._store.scan("evaluation"):
+        for key, raw in self._store.scan(self._sums):
             task, domain, window = key.decode().split(_SEPARATOR)
             cells.setdefault(int(window), []).append((task, domain, raw))
         return cells
 
     def _scored(self) -> tuple[npt.NDArray[Any], I64]:
         """Every kept entry [n] and the number of its user."""
-        raws = [raw for _, raw in self._store.scan("scored")]
+        raws = [raw for _, raw in self._store.scan(self._scores)]
         entries = np.frombuffer(b"".join(raws), self._entry)
         return entries, np.unique(entries["user"], return_inverse=True)[1]

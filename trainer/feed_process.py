@@ -38,8 +38,7 @@ from trainer.source import FileSource, KafkaSource, Offsets, Source, retry_while
 
 LOOKAHEAD = 2
 _READY, _PORTION, _END, _ERROR = b"R", b"P", b"E", b"X"
-_PIPE_BYTES = 1 << 20
-_START_SECONDS_MAX = 60.0
+_GLANCE_SECONDS = 0.01
 
 
 class Order(msgspec.Struct, tag_field="do", tag="open"):
@@ -107,7 +106,7 @@ class FeedProcess:
 
     def take(self, stopping: Callable[[], bool]) -> Portion | None:
         """The next portion; raises what the source raised in the child, and FeedDied."""
-        if self.at_end or not self._ready(POLL_SECONDS):
+        if self.at_end or not self._wait(stopping):
             return None
         try:
             portion = self._receive()
@@ -133,6 +132,15 @@ class FeedProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+
+    def _wait(self, stopping: Callable[[], bool]) -> bool:
+        """Whether a portion is there; up to POLL_SECONDS, and no longer than until `stopping`."""
+        for _ in range(round(POLL_SECONDS / _GLANCE_SECONDS)):
+            if self._ready(_GLANCE_SECONDS):
+                return True
+            if stopping():
+                return False
+        return False
 
     def _ready(self, seconds: float) -> bool:
         return bool(select.select([self._portions], [], [], seconds)[0])

@@ -25,6 +25,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ from embedding_store.store import EmbeddingStore, PendingCommit
 from settings.config import Config
 from topics.manifest import Manifest, TaskEvaluation
 from trainer import metrics
+from trainer.arms import Arms
 from trainer.batch import CORRECTION, F32, FINAL, I64, STATE_NAMES, Batch
 from trainer.durable import recover_state, stage_state
 from trainer.evaluation import Evaluation
@@ -47,6 +49,9 @@ from trainer.relearning import Numbering
 from trainer.representation import Representations
 from trainer.slots import plan_slots
 from trainer.step import Learner
+
+if TYPE_CHECKING:
+    from trainer.drift import DriftMonitor
 
 Mask = npt.NDArray[np.bool_]
 _REFUSED_TOLD = 10  # lines that are no samples are logged so often, then each thousandth
@@ -98,6 +103,8 @@ class Loop:
             self.plan.domains,
             window_ms=config.trainer.evaluation_window,
         )
+        self.arms = Arms(store, config, self.plan) if config.evaluation.arms else None
+        self.drifts = _monitor(store, self.plan.tasks)
         self._representations = Representations(store, self._learner, config.publish)
         self._expiring = Expiring(config, store, self._representations, self.progress)
         self._outbox = Outbox(store)
@@ -129,14 +136,12 @@ class Loop:
             if self._dirty:
                 self._commit(source)
             self._finish_commit(source)
-            if self._publication is not None:
-                self._publication.finish()
-            if self._mark_published():
-                self._store.commit()
-                self._marked = False
+            self._finish_publication()
         finally:
             if self._publication is not None:
                 self._publication.close()
+            if self.arms is not None:
+                self.arms.close()
 
     # -- 2, 3, 4: predict, score, learn -------------------------------------------------------
 
@@ -167,6 +172,8 @@ class Loop:
                 self.progress.rows_created[slot] = total
         for (slot, reason), count in samples.rejected.items():
             metrics.SLOT_VALUES_REJECTED.labels(slot, reason).inc(count)
+        if self.arms is not None:
+            self.arms.observe(samples, logits, first_sight)
         self._score(samples, logits, np.flatnonzero(final), first_sight)
 
     def _note(self, portion: Portion) -> None:
@@ -241,15 +248,31 @@ class Loop:
         self._mark_published()
         self._expiring.before_commit()
         version = self._cut_version()
+        self._watch_drift()
         self.evaluation.stage()
+        if self.arms is not None:
+            self.arms.stage()
+            metrics.observe_arms(self.arms.totals())
         self._representations.stage()
         stage_state(self._store, self._learner, self.progress)
         offsets = {topic: dict(ends) for topic, ends in self.progress.offsets.items()}
         self._committing = _Commit(self._store.commit_begin(), started, offsets, version)
         self._dirty = self._marked = False
         self._committed_at = self._clock()
+        if self.arms is not None and self.arms.due(self.progress.now_ms):
+            self._finish_commit(source)  # the copy is of this commit, whenever it became durable
+            self.arms.snapshot(self.progress.now_ms)
         if self._commit_is_durable():
             self._finish_commit(source)
+
+    def _watch_drift(self) -> None:
+        if self.drifts is None:
+            return
+        for window, sums in self.evaluation.closed_windows(self.drifts.closed_to):
+            for drift in self.drifts.close_window(window, sums):
+                metrics.DRIFTS.labels(drift.task, drift.measure).inc()
+                metrics.LAST_DRIFT.labels(drift.task, drift.measure).set(window / 1000)
+                _log.warning("drift", task=drift.task, measure=drift.measure, window_ms=window)
 
     def _commit_is_durable(self) -> bool:
         """Whether one is under way that only waits to be finished (or has failed)."""
@@ -303,6 +326,7 @@ class Loop:
                     auc=report["auc"],
                     ne=report["ne"],
                     pcoc=report["pcoc"],
+                    drifted_ms=None if self.drifts is None else self.drifts.newest(task),
                     samples=int(report["samples"] or 0),
                     positives=int(report["positives"] or 0),
                 )
@@ -334,9 +358,27 @@ class Loop:
             else:
                 self._publish(Version(records, manifest))
 
+    def _finish_publication(self) -> None:
+        """Wait for what is being sent, and commit that it was."""
+        if self._publication is not None:
+            self._publication.finish()
+        if self._mark_published():
+            self._store.commit()
+            self._marked = False
+
     def _mark_published(self) -> bool:
         """Take what is readable by now out of the outbox, with the next commit; whether any was."""
         for version in self._publication.published() if self._publication is not None else ():
             self._outbox.mark_done(version)
             self._marked = True
         return self._marked
+
+
+def _monitor(store: EmbeddingStore, tasks: tuple[str, ...]) -> DriftMonitor | None:
+    """None without river, which is one of the extras."""
+    try:
+        from trainer.drift import DriftMonitor
+    except ImportError:
+        _log.info("drift_not_watched", reason="river is not installed (extra `study`)")
+        return None
+    return DriftMonitor(store, tasks)

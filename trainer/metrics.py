@@ -70,6 +70,14 @@ SCORED = Gauge("headwater_progressive_samples", "Impressions scored", ["task", "
 POSITIVES = Gauge(
     "headwater_progressive_positives", "Scored impressions that converted", ["task", "window"]
 )
+ARM_NE = Gauge(
+    "headwater_arm_ne", "Normalised entropy of an arm, same impressions", ["arm", "task"]
+)
+ARM_AUC = Gauge("headwater_arm_auc", "AUC of an arm, same impressions", ["arm", "task"])
+DRIFTS = Counter("headwater_drift_alarms", "Alarms on a progressive metric", ["task", "measure"])
+LAST_DRIFT = Gauge(
+    "headwater_last_drift_timestamp_seconds", "Event time of the last alarm", ["task", "measure"]
+)
 ROWS = Gauge("headwater_store_rows", "Embedding rows", ["tier"])
 ADMITTED = Gauge("headwater_store_rows_admitted", "Rows created since the process started")
 EVICTED = Gauge("headwater_store_rows_evicted", "Rows moved from the slab to the disk since then")
@@ -145,6 +153,17 @@ def observe_progressive(
         ):
             value = report[name]
             gauge.labels(task, window).set(float("nan") if value is None else value)
+
+
+def observe_arms(
+    totals: Mapping[str, Mapping[str, Mapping[str, float | int | None]]],
+) -> None:
+    """NE and AUC per arm and task; undefined ones are NaN."""
+    for arm, tasks in totals.items():
+        for task, report in tasks.items():
+            for gauge, name in ((ARM_NE, "ne"), (ARM_AUC, "auc")):
+                value = report[name]
+                gauge.labels(arm, task).set(float("nan") if value is None else value)
 
 
 def observe_published(version: int, produced_ms: Mapping[Kind, Sequence[int]]) -> None:

@@ -161,6 +161,21 @@ class Learner:
             terms += output.terms.values()
         return torch.stack(terms).sum() if terms else None
 
+    def predict(self, batch: Batch) -> F32:
+        """Logits [B, T] as served, from the state as it is now; learns nothing, creates no row.
+
+        A value that has no row has a vector of zeros.
+        """
+        keys = np.concatenate([batch.parts[side].keys for side in SIDES])
+        with torch.no_grad():
+            rows = {
+                name: to_device(self._store.peek(keys, name)[0], self.device)
+                for name in self.model.sets.dims
+            }
+            tensors = batch_tensors(batch, np.arange(keys.size), self.moments, self.device)
+            logits = served(self.model(tensors, rows).logits, self._loss)
+        return cast(F32, logits.cpu().numpy())
+
     def represent(self, side: Side, part: SidePart) -> F32:
         """UR or IR [B, D] of packed features from the state as it is now; creates no row."""
         with torch.no_grad():

@@ -1,0 +1,196 @@
+"""What every study shares: options, seeds, one arm's run over a log, the table and the plot."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as the trainer sets it, before torch loads
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import pyplot as plt
+from measuring import machine, rounded, say
+from study_log import Log
+
+from embedding_store.store import EmbeddingStore
+from settings.config import Config
+from trainer.evaluation import Sums
+from trainer.feed import Feed
+from trainer.loop import Loop
+from trainer.source import SourceRecord, _decode
+from trainer.step import row_layout
+
+F64 = npt.NDArray[np.float64]
+Predictions = dict[str, npt.NDArray[np.float32]]
+"""Impression -> logits [T], as served at first sight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of the command line."""
+
+    seeds: int
+    quick: bool
+    data: Path | None
+    out: Path
+
+
+def run_study(name: str, study: Callable[[Options], dict[str, Any]]) -> None:
+    """Parse, run, write `NAME.md` and `NAME.json` beside the study's plot; print the JSON."""
+    parser = argparse.ArgumentParser(prog=f"bench/study_{name}.py")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    before = os.getloadavg()
+    result = study(Options(given.seeds, given.quick, given.data, given.out))
+    command = f"headwater study {name} --seeds {given.seeds}"
+    command += " --quick" if given.quick else ""
+    command += " --data PATH" if given.data is not None else ""
+    result = rounded(
+        {
+            "name": name,
+            "command": command,
+            "quick": given.quick,
+            **result,
+            "machine": machine(before),
+        }
+    )
+    (given.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    (given.out / f"{name}.md").write_text(_page(name, result), "utf-8")
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+class LogSource:
+    """A log's lines, as a `trainer.source.Source`."""
+
+    def __init__(self, log: Log) -> None:
+        self._lines = log.lines
+        self._next = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self._next >= len(self._lines)
+
+    def poll(self, count: int, timeout_seconds: float) -> list[SourceRecord]:
+        del timeout_seconds
+        start, self._next = self._next, min(len(self._lines), self._next + count)
+        return [
+            SourceRecord(*_decode(line)[:1], "log", 0, start + n)
+            for n, line in enumerate(self._lines[start : self._next])
+        ]
+
+    def committed(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
+        """Nothing to tell."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def run_trainer(
+    log: Log, config: Config, *, watch: Callable[[Loop], None] = lambda _loop: None
+) -> tuple[Predictions, Loop]:
+    """The stream's own loop over the log; every impression's prediction at first sight."""
+    predictions: Predictions = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="headwater-study-") as folder,
+        EmbeddingStore.open(
+            Path(folder) / "store",
+            row_layout(config),
+            cache_rows_max=config.store.cache_rows_max,
+            owner="study",
+        ) as store,
+    ):
+        loop = Loop(config, store, sink=None)
+        watch(loop)
+        remember = loop.evaluation.remember
+
+        def note(impressions: Sequence[bytes], logits: npt.NDArray[np.float32]) -> None:
+            for id_, row in zip(impressions, logits, strict=True):
+                predictions[id_.decode()] = row.copy()
+            remember(impressions, logits)
+
+        loop.evaluation.remember = note  # type: ignore[method-assign]
+        loop.run(Feed(LogSource(log), loop.plan, config.trainer))
+        return predictions, loop
+
+
+def regret(logits: F64, truth: F64) -> float:
+    """Mean of KL(true rate || predicted) [N], in nats: expected logloss less the best possible."""
+    p = np.clip(truth, 1e-9, 1 - 1e-9)
+    entropy = -(p * np.log(p) + (1 - p) * np.log1p(-p))
+    return float((np.logaddexp(0.0, logits) - p * logits - entropy).mean())
+
+
+def scores(logits: F64, labels: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """auc, ne, pcoc of one task."""
+    sums = Sums()
+    sums.add(logits, labels)
+    report = sums.report()
+    return {name: float(report[name] or np.nan) for name in ("auc", "ne", "pcoc")}
+
+
+def mean_sd(values: Sequence[float]) -> dict[str, float]:
+    """Over seeds; SD of the sample, 0 for one."""
+    found = np.asarray(values, np.float64)
+    return {
+        "mean": float(found.mean()),
+        "sd": float(found.std(ddof=1)) if len(found) > 1 else 0.0,
+        "seeds": len(found),
+    }
+
+
+def bars(path: Path, values: Mapping[str, Mapping[str, float]], label: str) -> None:
+    """A bar per arm with its SD."""
+    figure, axis = plt.subplots(figsize=(1.5 + 1.1 * len(values), 3.6))
+    names = list(values)
+    means = [values[name]["mean"] for name in names]
+    axis.bar(names, means, yerr=[values[n]["sd"] for n in names], color="#3b6ea5", capsize=4)
+    low, high = min(means), max(means)
+    if low > 0 and low > 0.7 * high:
+        axis.set_ylim(low - 0.5 * (high - low) - 0.002, high + 0.3 * (high - low) + 0.002)
+    axis.set_ylabel(label)
+    axis.tick_params(axis="x", rotation=40 if len(names) > 4 else 0)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _page(name: str, result: Mapping[str, Any]) -> str:
+    lines = [f"# Study: {name}", "", result["about"], "", f"`{result['command']}`", ""]
+    if result["quick"]:
+        lines += ["A quick run: it proves that the study runs, and decides nothing.", ""]
+    for title, table in result["tables"].items():
+        columns = list(next(iter(table.values())))
+        lines += [f"## {title}", "", "| arm | " + " | ".join(columns) + " |"]
+        lines += ["|---" * (1 + len(columns)) + "|"]
+        for arm, row in table.items():
+            cells = [
+                f"{cell['mean']:.4g} ± {cell['sd']:.2g}" if isinstance(cell, Mapping) else str(cell)
+                for cell in row.values()
+            ]
+            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += [f"- {text}" for text in result["verdicts"]]
+    lines += ["", f"![{name}]({name}.png)", ""]
+    return "\n".join(lines)
+
+
+__all__ = ["Options", "bars", "mean_sd", "regret", "run_study", "run_trainer", "say", "scores"]

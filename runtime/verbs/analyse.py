@@ -1,0 +1,71 @@
+"""`analyse`: collapse, entanglement and correlation of a trained store or a checkpoint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import typer
+
+from runtime.choices import chosen
+from runtime.connection import DIR_OPTION
+
+TOOLS = ("collapse", "entanglement", "correlation")
+
+
+def analyse(
+    tool: str = typer.Argument(..., help=" | ".join(TOOLS)),
+    directory: Path = DIR_OPTION,
+    store: Path = typer.Option(None, "--store", help="A store that no trainer has open."),
+    checkpoint: Path = typer.Option(
+        None, "--checkpoint", help="A checkpoint's directory: works beside a live trainer."
+    ),
+    config_file: Path = typer.Option(None, "--config", help="The store's config; else --dir's."),
+    samples: Path = typer.Option(None, "--samples", help="correlation: samples.jsonl."),
+    single: list[str] = typer.Option(
+        [], "--single", help="entanglement: TASK=DIR, the store of a single-task model. Repeatable."
+    ),
+    png: Path = typer.Option(None, "--png", help="Write the plot here."),
+    as_json: bool = typer.Option(False, "--json", help="Everything, as JSON."),
+) -> None:
+    """Dimensional collapse, interest entanglement, or what features say against what was learnt."""
+    chosen(tool, TOOLS, "tool")
+    place = checkpoint or store or directory / "store"
+    config = config_file or directory / "config.toml"
+    command = [sys.executable, "-P", "-m", "trainer.analysis", tool, "--store", str(place)]
+    if config_file is not None or config.is_file():
+        command += ["--config", str(config)]
+    for name, value in (("--samples", samples), ("--png", png)):
+        command += [name, str(value)] if value is not None else []
+    for each in single:
+        command += ["--single", each]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE)
+    if done.returncode:
+        raise typer.Exit(done.returncode if done.returncode in (1, 2) else 1)
+    report = orjson.loads(done.stdout)
+    if as_json:
+        typer.echo(done.stdout.decode().rstrip())
+    else:
+        for line in _lines(tool, report):
+            typer.echo(line)
+    if png is not None:
+        typer.echo(f"the plot is in {png}", err=True)
+
+
+def _lines(tool: str, report: dict[str, Any]) -> list[str]:
+    if tool == "collapse":
+        return [
+            f"{slot:<24} {name:<16} information abundance "
+            f"{of['information_abundance']:6.2f} of {of['dim']:<4} {of['rows']:>9} rows"
+            for slot, sets in report["tables"].items()
+            for name, of in sets.items()
+        ]
+    if tool == "entanglement":
+        return [
+            f"{name:<40} {v:.3f}"
+            for name, v in {**report["entanglement"], **report["views"]}.items()
+        ]
+    return [f"{task:<24} Spearman {value:.3f}" for task, value in report["spearman"].items()]

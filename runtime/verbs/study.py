@@ -1,0 +1,51 @@
+"""`study`: runs `bench/study_NAME.py`: a table and a plot under docs/studies, all arms on one
+stream, mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from runtime.choices import chosen
+from runtime.verbs.bench import BenchmarkFailed
+from runtime.verbs.stack import stop_on_sigterm
+
+STUDIES = ("online", "delay", "deskdrop", "kuairand", "collapse", "entangle")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def study(
+    name: str = typer.Argument(..., help=" | ".join(STUDIES)),
+    seeds: int = typer.Option(5, "--seeds", min=1, help="Runs per arm."),
+    quick: bool = typer.Option(False, "--quick", help="A small stream: proves that it runs."),
+    data: Path = typer.Option(None, "--data", help="deskdrop, kuairand: where the log lies."),
+    out: Path = typer.Option(_ROOT / "docs" / "studies", "--out", help="Where the results go."),
+    as_json: bool = typer.Option(False, "--json", help="Print the result, too."),
+) -> None:
+    """Compare arms on the same stream; the table is written whatever it says."""
+    stop_on_sigterm()
+    chosen(name, STUDIES, "study")
+    script = _ROOT / "bench" / f"study_{name}.py"
+    if not script.is_file():
+        raise BenchmarkFailed(f"{script}: the studies are part of the repository, not of it")
+    command = [sys.executable, str(script), "--seeds", str(seeds), "--out", str(out)]
+    command += ["--quick"] if quick else []
+    command += ["--data", str(data)] if data is not None else []
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait(60)
+        raise
+    if process.returncode == 2:
+        raise typer.Exit(2)
+    if process.returncode:
+        raise BenchmarkFailed(f"study {name} ended with exit code {process.returncode}")
+    if as_json:
+        typer.echo(output.decode().rstrip())
+    else:
+        typer.echo(f"the table is in {out / f'{name}.md'}")

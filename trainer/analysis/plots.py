@@ -1,0 +1,76 @@
+"""The analysis tools' pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+
+def plot_collapse(report: dict[str, Any], path: Path) -> None:
+    """Bars of each table's information abundance over its width; beside them, slot towards slot."""
+    bars = {
+        f"{slot} / {name}" if len(sets) > 1 else slot: of["information_abundance"] / of["dim"]
+        for slot, sets in report["tables"].items()
+        for name, of in sets.items()
+    }
+    towards = report["towards"]
+    height = max(3.0, 0.26 * len(bars) + 1.2)
+    figure, axes = plt.subplots(
+        1, 2 if towards else 1, figsize=(13 if towards else 7, height), squeeze=False
+    )
+    left = axes[0][0]
+    left.barh(list(bars), list(bars.values()), color="#3b6ea5")
+    left.invert_yaxis()
+    left.set_xlim(0, 1)
+    left.set_xlabel("information abundance / width")
+    if towards:
+        names = list(towards)
+        values = [[towards[a].get(b, np.nan) for b in names] for a in names]
+        right = axes[0][1]
+        shown = right.imshow(values, cmap="viridis")
+        right.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        right.set_yticks(range(len(names)), names, fontsize=7)
+        right.set_xlabel("towards")
+        figure.colorbar(shown, ax=right, label="information abundance of E W^T")
+    _save(figure, path)
+
+
+def plot_entanglement(report: dict[str, Any], points: dict[str, Any], path: Path) -> None:
+    """Pairs by their distance in two tasks' views; on the diagonal the model cannot tell them."""
+    panels = list(points.items())[:4] or [("no pairs", (np.empty(0), np.empty(0)))]
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4.6), squeeze=False)
+    for axis, (name, (left, right)) in zip(axes[0], panels, strict=True):
+        a, _, b = name.partition("|")
+        axis.scatter(left, right, s=4, alpha=0.3, color="#a53b3b")
+        axis.plot([0, 2], [0, 2], color="0.6", linewidth=0.8)
+        axis.set(xlim=(0, 2), ylim=(0, 2), xlabel=f"distance, view of {a}")
+        axis.set_ylabel(f"distance, view of {b}")
+    scores = ", ".join(f"{task} {score:.2f}" for task, score in report["entanglement"].items())
+    figure.suptitle(f"entanglement: {scores}" if scores else "views of two tasks")
+    _save(figure, path)
+
+
+def plot_correlation(report: dict[str, Any], path: Path) -> None:
+    """Measured bits against learnt strength, a panel per task, a point per slot."""
+    tasks = list(report["spearman"])
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.6), squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for name, slot in report["slots"].items():
+            axis.scatter(slot["bits"][task], slot["strength"], s=14, color="#2f7d4f")
+            axis.annotate(name, (slot["bits"][task], slot["strength"]), fontsize=7)
+        axis.set(title=f"{task}: Spearman {report['spearman'][task]:.2f}")
+        axis.set(xlabel="mutual information with the label, bits", ylabel="learnt strength")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
