@@ -1,0 +1,9 @@
+"""Study `deskdrop`: every model on the real log, beside LightGBM retrained daily and river."""
+
+from __future__ import annotations
+
+from study_frame import run_study
+from study_logs import compare
+
+if __name__ == "__main__":
+    run_study("deskdrop", lambda options: compare("deskdrop", options))

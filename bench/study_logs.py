@@ -1,0 +1,222 @@
+"""The studies over real logs: every model, a LightGBM retrained daily, and river, on one stream.
+
+Every arm predicts an impression when it is shown and knows of labels only what had happened by
+then: ours under policy `correct`, river by learning each final when it is emitted, LightGBM by
+training at midnight on impressions whose windows had closed, with running rates per user, item and
+value that count matured labels alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import lightgbm
+import numpy as np
+import numpy.typing as npt
+import orjson
+from measuring import config_of
+from river import linear_model, optim
+from study_frame import Options, bars, mean_sd, run_trainer, say, scores
+from study_log import Log, joined
+
+from runtime.sources.catalog import open_source
+from trainer.models.catalogue import MODELS
+
+DAY_MS = 86_400_000
+_PRIOR = 20.0
+"""Impressions that a running rate of a new value is worth."""
+QUICK_MODELS = ("lr", "dcn")
+Row = dict[str, Any]
+
+
+def compare(name: str, options: Options) -> dict[str, Any]:
+    """Progressive AUC and NE per task and arm over impressions after the first tenth."""
+    if options.data is None:
+        raise SystemExit(f"study {name}: --data PATH is needed, the log is not in the repository")
+    source = open_source(name, options.data)
+    values = source.config_values()
+    models = QUICK_MODELS if options.quick else tuple(MODELS)
+    base = _config(values, "lr", 0)
+    log = joined(source, base, 6_000 if options.quick else 10**9)
+    samples = [orjson.loads(line) for line in log.lines]
+    labels = {s["impression_id"]: s["labels"] for s in samples if s["state"] == "final"}
+    order = [s["impression_id"] for s in samples if s["state"] == "early"]
+    counted = order[len(order) // 10 :]
+    say(f"{len(order):,} impressions, {len(log.lines):,} samples")
+    tables: dict[str, dict[str, dict[str, list[float]]]] = {}
+
+    def score(arm: str, predictions: dict[str, Any]) -> None:
+        for t, task in enumerate(base.tasks):
+            y = np.asarray([labels[i][task] for i in counted], bool)
+            z = np.asarray([predictions[i][t] for i in counted], np.float64)
+            row = tables.setdefault(task, {}).setdefault(arm, {"auc": [], "ne": [], "pcoc": []})
+            for key, value in scores(z, y).items():
+                row[key].append(value)
+        say(f"{arm}: " + ", ".join(f"{t} {tables[t][arm]['auc'][-1]:.4f}" for t in base.tasks))
+
+    for seed in range(options.seeds):
+        for model in models:
+            score(model, run_trainer(log, _config(values, model, seed))[0])
+        score("lightgbm", _lightgbm(samples, base.tasks, seed))
+    score("river", _river(samples, base.tasks))
+    shown = {
+        task: {arm: {k: mean_sd(v) for k, v in row.items()} for arm, row in arms.items()}
+        for task, arms in tables.items()
+    }
+    first = base.tasks[0]
+    bars(
+        options.out / f"{name}.png", {a: r["auc"] for a, r in shown[first].items()}, f"AUC {first}"
+    )
+    return {
+        "about": f"{len(order):,} impressions of {name}, in event time, each predicted when shown; "
+        "metrics over all but the first tenth.",
+        "tables": {f"Task {task}": arms for task, arms in shown.items()},
+        "verdicts": [_verdict(task, arms, models) for task, arms in shown.items()],
+    }
+
+
+def _config(values: Any, model: str, seed: int) -> Any:
+    return config_of(
+        values,
+        join__policy="correct",
+        model__name=model,
+        trainer__cut_by="count",
+        trainer__batch_samples_max=256,
+        trainer__seed=seed,
+    )
+
+
+def _verdict(task: str, arms: dict[str, Any], models: tuple[str, ...]) -> str:
+    best = max(models, key=lambda model: arms[model]["auc"]["mean"])
+    ours, peer = arms[best]["auc"], arms["lightgbm"]["auc"]
+    gap, noise = ours["mean"] - peer["mean"], 2 * max(ours["sd"], peer["sd"])
+    inside = ", inside 2 SD" if abs(gap) <= noise else ""
+    return f"{task}: our best, {best}, {gap:+.4f} AUC against LightGBM{inside} (goal: above)"
+
+
+class _Rates:
+    """Counts of matured labels per (slot, value), and the smoothed rates of an impression."""
+
+    def __init__(self, tasks: tuple[str, ...]) -> None:
+        self._tasks = tasks
+        self._shown: dict[tuple[str, str], float] = defaultdict(float)
+        self._hits: dict[tuple[str, str, str], float] = defaultdict(float)
+        self._all = dict.fromkeys(tasks, 0.0)
+        self._count = 0.0
+
+    def learn(self, sample: Row) -> None:
+        self._count += 1
+        for slot, value in _categorical(sample):
+            self._shown[slot, value] += 1
+        for task in self._tasks:
+            if sample["labels"][task]:
+                self._all[task] += 1
+                for slot, value in _categorical(sample):
+                    self._hits[slot, value, task] += 1
+
+    def features(self, sample: Row, slots: list[str]) -> list[float]:
+        values = dict(_categorical(sample))
+        numbers = {k: float(v) for k, v in sample["features"].items() if isinstance(v, int | float)}
+        row = [numbers.get(slot, np.nan) for slot in slots]
+        for slot in slots:
+            value = values.get(slot)
+            shown = self._shown[slot, value] if value is not None else np.nan
+            row.append(shown)
+            for task in self._tasks:
+                rate = self._all[task] / max(1.0, self._count)
+                hits = self._hits[slot, value, task] if value is not None else np.nan
+                row.append((hits + _PRIOR * rate) / (shown + _PRIOR))
+        return row
+
+
+def _categorical(sample: Row) -> list[tuple[str, str]]:
+    found = [(name, sample[name]) for name in ("user_id", "item_id", "domain")]
+    return found + [(k, v) for k, v in sample["features"].items() if isinstance(v, str)]
+
+
+def _lightgbm(samples: list[Row], tasks: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Retrained at each midnight on every impression whose final had been emitted."""
+    slots = ["user_id", "item_id", "domain"]
+    slots += sorted(
+        {
+            k
+            for s in samples[:5000]
+            for k, v in s["features"].items()
+            if not isinstance(v, list | dict)
+        }
+    )
+    rates = _Rates(tasks)
+    kept: dict[str, list[float]] = {}
+    rows: list[list[float]] = []
+    labels: list[list[int]] = []
+    predictions: dict[str, Any] = {}
+    waiting: list[str] = []
+    models: list[Any] = []
+    day = None
+
+    def predict() -> None:
+        if not waiting:
+            return
+        x = np.asarray([kept[i] for i in waiting])
+        z = [
+            m.predict(x, raw_score=True) if not isinstance(m, float) else np.full(len(x), m)
+            for m in models or [-3.0] * len(tasks)
+        ]
+        predictions.update(zip(waiting, np.stack(z, 1), strict=True))
+        waiting.clear()
+
+    for sample in samples:
+        id_ = sample["impression_id"]
+        if sample["state"] == "early":
+            today = sample["event_ms"] // DAY_MS
+            if today != day:
+                predict()
+                day = today
+                if rows:
+                    models = _trained(np.asarray(rows), np.asarray(labels), seed)
+            kept[id_] = rates.features(sample, slots)
+            waiting.append(id_)
+        elif sample["state"] == "final":
+            rates.learn(sample)
+            if id_ in waiting[-1:]:
+                predict()
+            rows.append(kept[id_])
+            labels.append([sample["labels"][task] for task in tasks])
+    predict()
+    return predictions
+
+
+def _trained(x: npt.NDArray[Any], y: npt.NDArray[Any], seed: int) -> list[Any]:
+    """One model per task; a constant logit where a task has one class."""
+    models: list[Any] = []
+    for t in range(y.shape[1]):
+        if not 0 < y[:, t].sum() < len(y):
+            models.append(-5.0)
+            continue
+        settings = {"objective": "binary", "num_leaves": 31, "learning_rate": 0.05, "seed": seed}
+        settings |= {"verbosity": -1, "num_threads": 1, "feature_fraction": 0.8}
+        settings |= {"bagging_fraction": 0.8, "bagging_freq": 1}
+        models.append(lightgbm.train(settings, lightgbm.Dataset(x, y[:, t]), 200))
+    return models
+
+
+def _river(samples: list[Row], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Logistic regression on (slot, value), AdaGrad; learns a final when it is emitted."""
+    models = [linear_model.LogisticRegression(optim.AdaGrad(0.1), intercept_lr=0.05) for _ in tasks]
+    predictions: dict[str, Any] = {}
+    for sample in samples:
+        if sample["state"] == "correction":
+            continue
+        x = {f"{slot}={value}": 1.0 for slot, value in _categorical(sample)}
+        if sample["state"] == "early":
+            p = [model.predict_proba_one(x)[True] for model in models]
+            q = np.clip(p, 1e-6, 1 - 1e-6)
+            predictions[sample["impression_id"]] = np.log(q / (1 - q))
+        else:
+            for model, task in zip(models, tasks, strict=True):
+                model.learn_one(x, bool(sample["labels"][task]))
+    return predictions
+
+
+__all__ = ["Log", "compare"]
