@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -308,4 +309,4 @@ def _direct(path: Path, keys: int, rows_max: int, rounds: int, steps: int) -> di
 
 
 if __name__ == "__main__":
-    run_benchmark("store_beyond_memory", lambda quick: vars(measure(quick)))
+    run_benchmark("store_beyond_memory", lambda quick: asdict(measure(quick)))

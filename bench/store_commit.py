@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,4 +135,4 @@ def _alone(rows: int, table_rows_min: int, rounds: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_benchmark("store_commit", lambda quick: vars(measure(quick)))
+    run_benchmark("store_commit", lambda quick: asdict(measure(quick)))

@@ -33,6 +33,9 @@ class PortionSource(Protocol):
     def take(self, stopping: Callable[[], bool]) -> Portion | None:
         """The next portion; None if there is none yet (it waited a moment), or at the end."""
 
+    def take_ready(self) -> Portion | None:
+        """The next portion if it is there without waiting."""
+
     def committed(self, offsets: Offsets) -> None:
         """The store's commit holds everything below `offsets`."""
 
@@ -66,6 +69,10 @@ class Feed:
         """The next portion; raises what the source raises."""
         records = self._records(stopping)
         return make_portion(records, self._plan) if records else None
+
+    def take_ready(self) -> Portion | None:
+        """None: portions are made when they are asked for."""
+        return None
 
     def committed(self, offsets: Offsets) -> None:
         """Passed on."""

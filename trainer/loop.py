@@ -123,10 +123,14 @@ class Loop:
             self._publication = Publication(self._sink, stopping)
         try:
             self._publish_pending()
+            ahead: Portion | None = None  # taken, but nothing knows of it before it is learnt
             while not stopping():
-                portion = source.take(lambda: stopping() or self._commit_is_durable())
+                portion, ahead = ahead, None
+                if portion is None:
+                    portion = source.take(lambda: stopping() or self._commit_is_durable())
                 if portion is not None:
-                    self._learn(portion)
+                    ahead = source.take_ready()
+                    self._learn(portion, ahead)
                 if self._commit_is_durable():
                     self._finish_commit(source)
                 if self._cut_is_due():
@@ -145,24 +149,24 @@ class Loop:
 
     # -- 2, 3, 4: predict, score, learn -------------------------------------------------------
 
-    def _learn(self, portion: Portion) -> None:
+    def _learn(self, portion: Portion, ahead: Portion | None) -> None:
         started = time.perf_counter()
         self._note(portion)
         if portion.batch is not None:
-            self._learn_batch(portion.batch)
+            self._learn_batch(portion.batch, ahead.batch if ahead is not None else None)
         self.progress.step += 1
         self._dirty = True
         metrics.STEPS.inc()
         metrics.STAGE.labels("train").observe(time.perf_counter() - started)
 
-    def _learn_batch(self, samples: Batch) -> None:
+    def _learn_batch(self, samples: Batch, ahead: Batch | None) -> None:
         first_sight = self._first_sights(samples)
         rows = np.flatnonzero(first_sight | reads(self._loss, samples.state))
         final = samples.state == FINAL
         logits = np.zeros((len(samples), len(self.plan.tasks)), np.float32)
         if rows.size:
             batch = samples.take(rows)
-            result = self._learner.step(batch, now_ms=self.progress.now_ms)
+            result = self._learner.step(batch, now_ms=self.progress.now_ms, ahead=ahead)
             logits[rows] = result.logits
             kept = np.flatnonzero(first_sight & ~final)
             self.evaluation.remember([samples.impressions[b] for b in kept.tolist()], logits[kept])

@@ -101,15 +101,18 @@ class Learner:
         self._on_device = self.device.type != "cpu"
         self._elapsed_ms = config.join.elapsed
 
-    def step(self, batch: Batch, *, now_ms: int) -> StepResult:
+    def step(self, batch: Batch, *, now_ms: int, ahead: Batch | None = None) -> StepResult:
         """Predict and learn from a batch of one sample or more.
 
+        The cold rows of `ahead`, the batch to come, are read from disk meanwhile.
         Gradients of rows are summed per key; rows that the batch does not name do not change.
         """
         keys = np.concatenate([batch.parts[side].keys for side in SIDES])
         slots = self._slots_of(batch)
         lookup = self._store.lookup(keys, slots=slots, now_ms=now_ms)
         rows = {name: self._gather(lookup, name).requires_grad_() for name in self.model.sets.dims}
+        if ahead is not None:
+            self._store.prefetch(np.concatenate([ahead.parts[side].keys for side in SIDES]))
         tensors = batch_tensors(batch, lookup.inverse.astype(np.int64), self.moments, self.device)
         output = self.model(tensors, rows)
         loss = self._loss_of(batch, output)
