@@ -33,7 +33,7 @@ class PortionSource(Protocol):
     def take(self, stopping: Callable[[], bool]) -> Portion | None:
         """The next portion; None if there is none yet (it waited a moment), or at the end."""
 
-    def take_ready(self) -> Portion | None:
+    def take_ready(self, stopping: Callable[[], bool]) -> Portion | None:
         """The next portion if it is there without waiting."""
 
     def committed(self, offsets: Offsets) -> None:
@@ -70,8 +70,9 @@ class Feed:
         records = self._records(stopping)
         return make_portion(records, self._plan) if records else None
 
-    def take_ready(self) -> Portion | None:
+    def take_ready(self, stopping: Callable[[], bool]) -> Portion | None:
         """None: portions are made when they are asked for."""
+        del stopping
         return None
 
     def committed(self, offsets: Offsets) -> None:

@@ -118,9 +118,9 @@ class FeedProcess:
             raise
         return portion
 
-    def take_ready(self) -> Portion | None:
+    def take_ready(self, stopping: Callable[[], bool]) -> Portion | None:
         """The next portion if it is here already: the loop has its cold rows read ahead."""
-        return self.take(lambda: False) if not self.at_end and self._ready(0) else None
+        return self.take(stopping) if not self.at_end and self._ready(0) else None
 
     def committed(self, offsets: Offsets) -> None:
         """Passed on, for the consumer group; a child that is gone is found by `take`."""

@@ -129,7 +129,7 @@ class Loop:
                 if portion is None:
                     portion = source.take(lambda: stopping() or self._commit_is_durable())
                 if portion is not None:
-                    ahead = source.take_ready()
+                    ahead = source.take_ready(stopping)
                     self._learn(portion, ahead)
                 if self._commit_is_durable():
                     self._finish_commit(source)
