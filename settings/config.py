@@ -16,6 +16,7 @@ from settings.duration import DurationMs
 from settings.lifetimes import AdmissionConfig, ExpiryConfig
 from settings.optimizers import OptimizerConfig
 from settings.section import Name, Section
+from settings.techniques import TechniqueConfig
 
 IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
     "user_id": "user",
@@ -147,6 +148,8 @@ class ModelConfig(Section):
     tim: models.TimOptions = models.TimOptions()
     rankmixer: models.RankMixerOptions = models.RankMixerOptions()
     rankup: models.RankUpOptions = models.RankUpOptions()
+    crossdistil: models.CrossDistilOptions = models.CrossDistilOptions()
+    lfm4ads: models.Lfm4AdsOptions = models.Lfm4AdsOptions()
 
     @property
     def own(self) -> Section | None:
@@ -242,6 +245,7 @@ class Config(Section):
     slots: dict[Name, SlotConfig] = Field(default_factory=dict)
     join: JoinConfig = JoinConfig()
     model: ModelConfig = ModelConfig()
+    technique: TechniqueConfig = TechniqueConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -269,7 +273,7 @@ class Config(Section):
                 )
         types = dict.fromkeys(IMPLICIT_SLOTS, "categorical")
         types |= {name: slot.type for name, slot in self.slots.items()}
-        models.check_model(self.model, tuple(self.kinds), types)
+        models.check_model(self.model, tuple(self.kinds), types, self.domains)
         longest = max(k.window for k in self.kinds.values())
         if self.join.elapsed > longest:
             raise ValueError("join.elapsed must not exceed the longest window of kinds")

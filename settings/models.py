@@ -158,6 +158,28 @@ class RankUpOptions(Section):
     tower_dims: Widths = (32,)
 
 
+class CrossDistilOptions(Section):
+    tasks: tuple[str, ...] = ()
+    """The two kinds that teach each other, such as buy and like; none named = the first two."""
+    bottom_dims: Widths = (64, 32)
+    tower_dims: Widths = (32,)
+    within: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.5, 0.5)
+    """Weight of pairs that differ in the other task alone: among positives, among negatives."""
+    distilled: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the teacher in a student's loss."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """A teacher's logit is held on the label's side, at least so far from zero."""
+
+
+class Lfm4AdsOptions(Section):
+    ad_domains: tuple[str, ...] = ()
+    """Domains of ads; samples of the others go through a content branch of their own, and CR is
+    always the ad branch's. None named = one branch for all."""
+    cr_layer: str = ""
+    """The layer that CR is: x0, cross1, cross2, ..., mix1, mix2, ...; "" = the last mix layer."""
+
+
 def token_count(options: RankMixerOptions, slots: int) -> int:
     """RankMixer's T. Raises ValueError if it does not divide D."""
     if not options.tokens:
@@ -186,14 +208,32 @@ def _dividing(tokens: int, dim: int, where: str) -> int:
     return tokens
 
 
-def check_model(model: Any, kinds: Sequence[str], slots: Mapping[str, str]) -> None:
-    """Raises ValueError, with what would do, for options that do not fit the config's kinds and
-    slots {name: type}."""
+def cr_layers(model: Any) -> list[str]:
+    """Names of the layers that LFM4Ads' CR may be."""
+    cross = [f"cross{n + 1}" for n in range(model.cross_layers)]
+    return ["x0", *cross, *(f"mix{n + 1}" for n in range(len(model.mix_dims)))]
+
+
+def check_model(
+    model: Any, kinds: Sequence[str], slots: Mapping[str, str], domains: Sequence[str]
+) -> None:
+    """Raises ValueError, with what would do, for options that do not fit the config's kinds,
+    slots {name: type} and domains."""
     for kind in model.stem_al.main:
         _one_of("model.stem_al.main", kind, kinds)
     for name in ("multi_embedding", "rankup"):
         for slot in getattr(model, name).tables:
             _one_of(f"model.{name}.tables", slot, list(slots))
+    for kind in model.crossdistil.tasks:
+        _one_of("model.crossdistil.tasks", kind, kinds)
+    if model.crossdistil.tasks and len(set(model.crossdistil.tasks)) != 2:
+        raise ValueError("model.crossdistil.tasks: expected two different kinds")
+    for domain in model.lfm4ads.ad_domains:
+        _one_of("model.lfm4ads.ad_domains", domain, domains)
+    if model.lfm4ads.cr_layer:
+        _one_of("model.lfm4ads.cr_layer", model.lfm4ads.cr_layer, cr_layers(model))
+    if model.name == "crossdistil" and len(kinds) < 2:
+        raise ValueError("model.name: crossdistil needs two kinds")
     if model.name == "rankmixer":
         token_count(model.rankmixer, len(slots))
     elif model.name == "rankup":

@@ -35,6 +35,8 @@ TINY: dict[str, Any] = {
     "cross_layers": 1,
     "lr": {"alpha": 0.3},
     "fm": {"factor_dim": 4},
+    "crossdistil": {"bottom_dims": (8,), "tower_dims": (6,)},
+    "lfm4ads": {"ad_domains": ("search",), "cr_layer": "mix1"},
     "dcn": {"cross_layers": 1, "hidden_dims": (8, 6)},
     "mmoe": {"experts": 2, **EXPERTS},
     "ple": {"levels": 2, **EXPERTS},

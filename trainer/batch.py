@@ -108,6 +108,8 @@ class Batch:
     """[B] produce time of it."""
     elapsed_ms: I64
     """[B] event time from the impression to what the sample knows."""
+    position: I64
+    """[B] where it was shown, from 0; -1 where unknown."""
     log_keep_rate: F32
     """[B]; taken off the logit in training only (log-odds correction of sampled negatives)."""
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -155,6 +157,7 @@ def build_batch(samples: Sequence[Sample], plan: Plan) -> Batch:
         newest_ms=_column([newest_event_ms(s) for s in samples]),
         produced_ms=_column([s.produced_ms for s in samples]),
         elapsed_ms=_column([s.elapsed_ms for s in samples]),
+        position=_column([_position(s.position) for s in samples]),
         log_keep_rate=np.log(np.clip(keep, 1e-6, 1.0)).astype(np.float32),
         rejected=rejected,
     )
@@ -165,6 +168,10 @@ def newest_event_ms(sample: Sample) -> int:
     if not sample.delays_ms:
         return sample.event_ms
     return sample.event_ms + max(sample.delays_ms.values())
+
+
+def _position(value: object) -> int:
+    return value if type(value) is int and 0 <= value < 2**31 else -1
 
 
 def _column(values_of_rows: list[int]) -> I64:

@@ -19,17 +19,20 @@ from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.store import EmbeddingStore, Lookup
 from settings.config import Config
 from settings.load import ConfigError
-from trainer.batch import F32, FINAL, Batch, SidePart
+from trainer.batch import CORRECTION, F32, FINAL, I64, Batch, SidePart
 from trainer.delayed import NuisanceHeads, matured, nuisance_loss, nuisance_of
 from trainer.errors import TrainerError
-from trainer.loss import NUISANCE_LOSSES, batch_loss, loss_name, served, targets
+from trainer.loss import NUISANCE_LOSSES, batch_loss, loss_name, served, targets, trains_on
 from trainer.models.build import build_model, row_sets
-from trainer.models.model import Output
+from trainer.models.model import Labels, Output
 from trainer.moments import Moments
+from trainer.reservoir import Reservoir
 from trainer.slots import SIDES, Plan, Side, plan_slots, table_of
+from trainer.technique import Techniques
 from trainer.tensors import batch_tensors, side_tensors, to_device
 
-NUISANCE = "nuisance"
+NUISANCE, TECHNIQUES = "nuisance", "techniques"
+NO_PAIRS: I64 = np.empty((0, 2), np.int64)
 U16 = npt.NDArray[np.uint16]
 
 
@@ -89,6 +92,17 @@ class Learner:
         if self._loss in NUISANCE_LOSSES:
             self._heads = NuisanceHeads([self.model.hidden_dim] * len(plan.tasks))
             self.model.add_module(NUISANCE, self._heads)  # one optimizer, durable as one
+        self.techniques = Techniques(
+            config.technique,
+            store,
+            tasks=len(plan.tasks),
+            hidden_dim=self.model.hidden_dim,
+            calibrated=self._loss == "plain",
+        )
+        self.model.add_module(TECHNIQUES, self.techniques)
+        self._reservoir: Reservoir | None = None
+        if self.model.paired:
+            self._reservoir = Reservoir(store, plan, self.model.at)
         self.model.to(self.device)
         self.adam = torch.optim.Adam(
             self.model.parameters(), lr=config.optimizer.dense_lr, fused=True
@@ -107,6 +121,10 @@ class Learner:
         The cold rows of `ahead`, the batch to come, are read from disk meanwhile.
         Gradients of rows are summed per key; rows that the batch does not name do not change.
         """
+        own, pairs = len(batch), NO_PAIRS
+        if self._reservoir is not None:
+            taught = trains_on(self._loss, batch.state) & (batch.state != CORRECTION)
+            batch, pairs = self._reservoir.draw(batch, taught)
         keys = np.concatenate([batch.parts[side].keys for side in SIDES])
         slots = self._slots_of(batch)
         lookup = self._store.lookup(keys, slots=slots, now_ms=now_ms)
@@ -115,7 +133,10 @@ class Learner:
             self._store.prefetch(np.concatenate([ahead.parts[side].keys for side in SIDES]))
         tensors = batch_tensors(batch, lookup.inverse.astype(np.int64), self.moments, self.device)
         output = self.model(tensors, rows)
-        loss = self._loss_of(batch, output)
+        raw = output.logits.detach()[:own]
+        logits = served(self.techniques.served(raw).detach(), self._loss).cpu().numpy()
+        self.techniques.explore(output, batch, own)
+        loss = self._loss_of(batch, output, pairs)
         if loss is not None:
             if not torch.isfinite(loss):
                 raise TrainerError(f"the loss is not finite: loss=`{loss.item()}`")
@@ -127,10 +148,10 @@ class Learner:
                     self._store.update(lookup, name, grad, now_ms=now_ms)
             self.adam.step()
         for side in SIDES:
-            self.moments[side].update(batch.parts[side].numeric)
-        cross = None if output.cross is None else output.cross.detach().cpu().numpy()
+            self.moments[side].update(batch.parts[side].numeric[:own])
+        cross = None if output.cross is None else output.cross.detach()[:own].cpu().numpy()
         return StepResult(
-            logits=served(output.logits.detach(), self._loss).cpu().numpy(),
+            logits=logits,
             cross=cross,
             rows_created=self._count_created(lookup),
         )
@@ -141,7 +162,7 @@ class Learner:
             return self._store.gather_tensor(lookup, set_name)
         return torch.from_numpy(self._store.gather(lookup, set_name))
 
-    def _loss_of(self, batch: Batch, output: Output) -> Tensor | None:
+    def _loss_of(self, batch: Batch, output: Output, pairs: I64) -> Tensor | None:
         """The batch's whole loss; None if nothing in it teaches."""
         positive, negative = targets(batch, self._loss)
         terms: list[Tensor] = []
@@ -152,16 +173,28 @@ class Learner:
             if (batch.state == FINAL).any():
                 terms.append(nuisance_loss(said, matured(batch, self._elapsed_ms, self.device)))
         if positive.any() or negative.any():
-            said_of = [to_device(array, self.device) for array in (positive, negative)]
+            said_of = (to_device(positive, self.device), to_device(negative, self.device))
             keep = to_device(batch.log_keep_rate, self.device)
-            for logits in (output.logits, output.auxiliary):
+            weighted = said_of
+            weights = self.techniques.weights(batch)
+            if weights is not None:
+                by_row = to_device(weights, self.device).unsqueeze(1)
+                weighted = (said_of[0] * by_row, said_of[1] * by_row)
+            for logits in (self.techniques.biased(output.logits, batch), output.auxiliary):
                 if logits is not None:
                     terms.append(
                         batch_loss(
-                            logits, said_of[0], said_of[1], keep, self._loss, nuisance=nuisance
+                            logits, weighted[0], weighted[1], keep, self._loss, nuisance=nuisance
                         )
                     )
             terms += output.terms.values()
+            terms += self.techniques.terms(output, batch, said_of)
+            labels = Labels(
+                to_device(batch.labels, self.device),
+                to_device(batch.mask, self.device) * ((said_of[0] + said_of[1]) > 0),
+                to_device(pairs, self.device),
+            )
+            terms += self.model.label_terms(output, labels).values()
         return torch.stack(terms).sum() if terms else None
 
     def predict(self, batch: Batch) -> F32:

@@ -8,6 +8,7 @@ from settings.config import Config
 from trainer.models.ame import Ame
 from trainer.models.catalogue import check_model_name
 from trainer.models.crocodile import Crocodile
+from trainer.models.crossdistil import CrossDistil
 from trainer.models.dcn import Dcn
 from trainer.models.fm import FactorisationMachine
 from trainer.models.gwpfm import Gwpfm
@@ -36,6 +37,7 @@ _CLASSES: dict[str, type[Model]] = {
     "stem": Stem,
     "stem_al": StemAuxiliary,
     "tim": Tim,
+    "crossdistil": CrossDistil,
     "dcn": Dcn,
     "fm": FactorisationMachine,
     "lfm4ads": Lfm4Ads,

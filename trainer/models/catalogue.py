@@ -9,6 +9,7 @@ from settings.load import ConfigError
 MODELS: dict[str, str] = {
     "ame": "AME: Asymmetric Multi-Embedding (arXiv 2403.00793)",
     "crocodile": "Crocodile: Cross-Expert Covariance Loss, multi-domain (arXiv 2405.12706)",
+    "crossdistil": "CrossDistil: Cross-Task Knowledge Distillation (arXiv 2202.09852)",
     "dcn": "DCNv2: Deep & Cross Network V2 (arXiv 2008.13535)",
     "fm": "Factorisation Machines (Rendle, ICDM 2010)",
     "gwpfm": "GwPFM: Group-weighted Part-aware FM (arXiv 2403.00793)",

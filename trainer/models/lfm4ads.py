@@ -1,10 +1,12 @@
 """LFM4Ads upstream (arXiv 2508.14948): user tower -> UR, item tower -> IR, mix tower -> CR.
 
 The mix tower sees UR, IR, the context slots and, per sequence, the interest in this very item. The
-towers see their own side alone, so UR and IR can be computed for one entity without the other. CR
-is the penultimate activation of the mix tower: the paper's best layer to transfer. A first-order
-term stands beside the cross layers: without it, ids learn their rate only through the deep part,
-which takes a stream's first hours.
+towers see their own side alone, so UR and IR can be computed for one entity without the other.
+
+The mix tower's MLP has an ad branch and, with `ad_domains`, a content branch for the samples of
+other domains; every domain has heads of its own. CR is an activation of the ad branch, for every
+sample: by default the penultimate one, the paper's best layer to transfer. All its candidates are
+tapped as `cr:NAME`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from settings.config import ModelConfig
+from settings.models import cr_layers
 from trainer.encoder import attend
 from trainer.models.model import Model, Output, Rows
 from trainer.parts.head import Heads
@@ -24,6 +27,8 @@ from trainer.tensors import BatchTensors, SideTensors
 
 class Lfm4Ads(Model):
     """Triple tower with explicit cross layers before the mix tower's MLP."""
+
+    is_ad: Tensor
 
     def __init__(self, plan: Plan, config: ModelConfig) -> None:
         dim = config.embedding_dim
@@ -39,7 +44,14 @@ class Lfm4Ads(Model):
         self.norm = nn.LayerNorm(wide)
         self.cross = CrossLayers(wide, config.cross_layers)
         self.mix = Hidden(wide, config.mix_dims)
-        self.heads = Heads(self.mix.width, plan)
+        ads = set(config.lfm4ads.ad_domains)
+        self.content = Hidden(wide, config.mix_dims) if ads else None
+        is_ad = torch.tensor([not ads, *(d in ads for d in plan.domains)])
+        self.register_buffer("is_ad", is_ad, persistent=False)
+        self.heads = Heads(self.mix.width, plan, by_domain=True)
+        self.layers = cr_layers(config)
+        self.layer = config.lfm4ads.cr_layer or self.layers[-1]
+        self.wide = wide
         names = [slot.name for slot in plan.sides["item"].slots]
         self.target_at = names.index(ITEM_TABLE)
 
@@ -50,8 +62,12 @@ class Lfm4Ads(Model):
 
     @property
     def cross_dim(self) -> int:
-        """CR is as wide as the mix tower's last hidden layer."""
-        return self.mix.width
+        """CR is as wide as the layer it is taken from."""
+        if not self.layer.startswith("mix"):
+            return self.wide
+        linear = self.mix.layers[int(self.layer.removeprefix("mix")) - 1]
+        assert isinstance(linear, nn.Linear)
+        return linear.out_features
 
     def represent(self, side: Side, tensors: SideTensors, rows: Rows) -> Tensor:
         """UR or IR [B, tower_dims[side]]."""
@@ -69,11 +85,20 @@ class Lfm4Ads(Model):
         user = self.tap("ur", self._climb("user", encoded["user"]))
         item = self.tap("ir", self._climb("item", encoded["item"]))
         x0 = self.norm(torch.cat([user, item, encoded["context"].flatten(1), *interests], 1))
-        crossed = self.tap("cross", self.cross(x0))
-        cr = self.tap("cr", self.mix(crossed))
+        crossed = self.cross.every(x0)
+        self.tap("cross", crossed[-1])
+        ad = self.mix.every(crossed[-1])
+        candidates = dict(zip(self.layers, [*crossed, *ad[1:]], strict=True))
+        for name, activation in candidates.items():
+            self.tap(f"cr:{name}", activation)
+        last = ad[-1]
+        if self.content is not None:
+            is_ad = self.is_ad[batch.domain].unsqueeze(1)
+            last = torch.where(is_ad, last, self.content(crossed[-1]))
+        cr = self.tap("cr", candidates[self.layer])
         first = self.first_order({SHARED: torch.cat([encoded[side] for side in SIDES], 1)})
-        hidden = [cr] * self.heads.linear.out_features
-        return Output(self.heads(cr, batch.domain) + first, cr, hidden)
+        logits = self.heads(last, batch.domain) + first
+        return Output(logits, cr, [last] * logits.shape[1])
 
     def _tower(self, side: Side) -> Hidden:
         tower = self.towers[side]

@@ -33,6 +33,20 @@ class Output:
     """Further scalar terms of the loss, weighted already."""
     auxiliary: Tensor | None = None
     """Logits [B, T] of a model beside, trained by the same labels and never served."""
+    teachers: Tensor | None = None
+    """Logits of teachers, which `label_terms` trains; never served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a step knows of its rows, for a model with label terms of its own."""
+
+    labels: Tensor
+    """[B, T]"""
+    mask: Tensor
+    """[B, T] 1 where the row teaches; 0 for rows drawn from the reservoir."""
+    pairs: Tensor
+    """int64 [P, 2] rows to compare, of one user each."""
 
 
 class Model(nn.Module):
@@ -40,6 +54,9 @@ class Model(nn.Module):
 
     is_deep: ClassVar[bool] = True
     """False for a model that is linear in its rows already: it gets no second linear term."""
+    paired: ClassVar[bool] = False
+    """Whether rows are compared with their user's in the reservoir; of the two tasks `at`."""
+    at: list[int]
 
     @classmethod
     def row_sets(cls, plan: Plan, config: ModelConfig) -> RowSets:
@@ -93,6 +110,11 @@ class Model(nn.Module):
     def represent(self, side: Side, tensors: SideTensors, rows: Rows) -> Tensor:
         """UR or IR [B, tower_dims[side]] from that side's features alone."""
         raise NotImplementedError(f"{type(self).__name__} has no {side} tower")
+
+    def label_terms(self, output: Output, said: Labels) -> dict[str, Tensor]:
+        """Terms of the loss that need labels, beside cross entropy."""
+        del output, said
+        return {}
 
     def forward(self, batch: BatchTensors, rows: Rows) -> Output:
         """Logits and whatever else the model has, from gathered rows."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainer.parts.gate import ByDomain
 from trainer.parts.interaction import Hidden
 from trainer.slots import Plan
 
@@ -66,18 +67,26 @@ class DomainBias(nn.Module):
 
 
 class Heads(nn.Module):
-    """T logits from one hidden layer, with a bias per domain and task."""
+    """T logits from one hidden layer, with a bias per domain and task.
 
-    def __init__(self, width: int, plan: Plan) -> None:
+    `by_domain` adds a head per domain to the one that all share; it starts at zero, so that a
+    small domain begins with what the others know.
+    """
+
+    def __init__(self, width: int, plan: Plan, *, by_domain: bool = False) -> None:
         super().__init__()
         self.linear = nn.Linear(width, len(plan.tasks))
         start_rare(self.linear)
         self.domain_bias = DomainBias(plan)
+        self.own: ByDomain | None = None
+        if by_domain:
+            self.own = ByDomain(1 + len(plan.domains), width, len(plan.tasks))
+            nn.init.zeros_(self.own.weight)
 
     def forward(self, hidden: Tensor, domain: Tensor) -> Tensor:
         """[B, width], int64 [B] -> [B, T]"""
         logits: Tensor = self.linear(hidden) + self.domain_bias(domain)
-        return logits
+        return logits if self.own is None else logits + self.own(hidden, domain)
 
 
 class Towers(nn.Module):

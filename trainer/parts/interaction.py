@@ -25,12 +25,17 @@ class Hidden(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width] -> [B, widths[-1]]"""
-        last = len(self.layers) - 1
+        return self.every(x)[-1]
+
+    def every(self, x: Tensor) -> list[Tensor]:
+        """The input [B, width] and each layer's activation [B, widths[i]]."""
+        seen, last = [x], len(self.layers) - 1
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             x = norm(layer(x))
             if i < last or not self.last_linear:
                 x = torch.relu(x)
-        return x
+            seen.append(x)
+        return seen
 
 
 class CrossLayers(nn.Module):
@@ -42,10 +47,14 @@ class CrossLayers(nn.Module):
 
     def forward(self, x0: Tensor) -> Tensor:
         """[B, width] -> [B, width]"""
-        x = x0
+        return self.every(x0)[-1]
+
+    def every(self, x0: Tensor) -> list[Tensor]:
+        """The input and each layer's output, all [B, width]."""
+        seen = [x0]
         for layer in self.layers:
-            x = torch.addcmul(x, x0, layer(x))
-        return x
+            seen.append(torch.addcmul(seen[-1], x0, layer(seen[-1])))
+        return seen
 
 
 def pair_sum(fields: Tensor) -> Tensor:
