@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from river import drift
 
 from embedding_store.store import EmbeddingStore
 from trainer.evaluation import ALL_TIME, Sums
@@ -39,12 +38,6 @@ class DriftMonitor:
         self._store = store
         self._tasks = tasks
         self._detectors: dict[tuple[str, str], Any] = {}
-        for task in tasks:
-            settings = {"clock": 1, "grace_period": 6, "min_window_length": 3}
-            self._detectors[task, "ne"] = drift.ADWIN(**settings)  # type: ignore[no-untyped-call]
-            self._detectors[task, "pcoc"] = drift.PageHinkley(
-                min_instances=6, delta=0.02, threshold=0.6, alpha=0.999
-            )
         self._collected = {task: Sums() for task in tasks}
         self.closed_to = ALL_TIME
         """The newest window taken."""
@@ -70,6 +63,8 @@ class DriftMonitor:
     def _take(self, window_ms: int, sums: dict[str, Sums]) -> list[Drift]:
         raised: list[Drift] = []
         self.closed_to = window_ms
+        if not self._detectors:
+            self._detectors = _detectors(self._tasks)
         for task, own in sums.items():
             collected = self._collected[task]
             collected.merge(own)
@@ -88,3 +83,17 @@ class DriftMonitor:
                         raised.append(Drift(task, measure, window_ms))
         self.alarms += raised
         return raised
+
+
+def _detectors(tasks: tuple[str, ...]) -> dict[tuple[str, str], Any]:
+    """(task, measure) -> detector."""
+    from river import drift  # takes seconds: not before a window has closed
+
+    found: dict[tuple[str, str], Any] = {}
+    for task in tasks:
+        settings = {"clock": 1, "grace_period": 6, "min_window_length": 3}
+        found[task, "ne"] = drift.ADWIN(**settings)  # type: ignore[no-untyped-call]
+        found[task, "pcoc"] = drift.PageHinkley(
+            min_instances=6, delta=0.02, threshold=0.6, alpha=0.999
+        )
+    return found

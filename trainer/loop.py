@@ -22,10 +22,10 @@ that did not.
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ from topics.manifest import Manifest, TaskEvaluation
 from trainer import metrics
 from trainer.arms import Arms
 from trainer.batch import CORRECTION, F32, FINAL, I64, STATE_NAMES, Batch
+from trainer.drift import DriftMonitor
 from trainer.durable import recover_state, stage_state
 from trainer.evaluation import Evaluation
 from trainer.expiring import Expiring
@@ -49,9 +50,6 @@ from trainer.relearning import Numbering
 from trainer.representation import Representations
 from trainer.slots import plan_slots
 from trainer.step import Learner
-
-if TYPE_CHECKING:
-    from trainer.drift import DriftMonitor
 
 Mask = npt.NDArray[np.bool_]
 _REFUSED_TOLD = 10  # lines that are no samples are logged so often, then each thousandth
@@ -380,9 +378,7 @@ class Loop:
 
 def _monitor(store: EmbeddingStore, tasks: tuple[str, ...]) -> DriftMonitor | None:
     """None without river, which is one of the extras."""
-    try:
-        from trainer.drift import DriftMonitor
-    except ImportError:
+    if importlib.util.find_spec("river") is None:
         _log.info("drift_not_watched", reason="river is not installed (extra `study`)")
         return None
     return DriftMonitor(store, tasks)
