@@ -11,40 +11,53 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from pathlib import Path
 
 from settings.config import Config
 from settings.load import load_config
 from stream.__main__ import _free_port
-from stream.job import JoinJob
-from stream.plan import _kafka_options, _with
+from stream.job import JoinJob, jar_paths
+from stream.plan import SINK_SETTINGS, SOURCE_SETTINGS, _kafka_options, _with
 from topics.names import STREAMS
 
 COPIED = "copied"
 
 
-class CopyJob(JoinJob):
+class WarmJob(JoinJob):
+    """The join; its jars lie on the JVM's own class path (see `main`), or Flink would load every
+    class anew for each job, and a round would time the compiler."""
+
+    def settings(self, settings: dict[str, str]) -> dict[str, str]:
+        return settings | {"classloader.resolve-order": "parent-first"}
+
+
+class CopyJob(WarmJob):
     """Both event topics into one, byte for byte, under the sink settings of the join."""
 
     def plan(self, config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
         raw = {"key.format": "raw", "key.fields": "k", "value.format": "raw"}
         shared = _kafka_options(config, bootstrap) | raw | {"value.fields-include": "EXCEPT_KEY"}
-        source = shared | {
-            "topic": ";".join(config.topic(stream) for stream in STREAMS),
-            "scan.startup.mode": "earliest-offset",
-            "scan.bounded.mode": "latest-offset",
-            "properties.group.id": f"{config.kafka.topic_prefix}.copy",
-        }
-        sink = shared | {
-            "topic": config.topic(COPIED),
-            "sink.delivery-guarantee": "exactly-once",
-            "sink.transactional-id-prefix": f"{config.kafka.topic_prefix}-copy",
-            "sink.transaction-naming-strategy": "POOLING",
-            "properties.transaction.timeout.ms": str(config.join.transaction_timeout),
-            "properties.compression.type": "lz4",
-            "properties.linger.ms": "5",
-        }
+        source = (
+            shared
+            | SOURCE_SETTINGS
+            | {
+                "topic": ";".join(config.topic(stream) for stream in STREAMS),
+                "scan.startup.mode": "earliest-offset",
+                "scan.bounded.mode": "latest-offset",
+                "properties.group.id": f"{config.kafka.topic_prefix}.copy",
+            }
+        )
+        sink = (
+            shared
+            | SINK_SETTINGS
+            | {
+                "topic": config.topic(COPIED),
+                "sink.transactional-id-prefix": f"{config.kafka.topic_prefix}-copy",
+                "properties.transaction.timeout.ms": str(config.join.transaction_timeout),
+            }
+        )
         assert bounded
         return [
             f"CREATE TEMPORARY TABLE events (k BYTES, v BYTES) WITH ({_with(source)})",
@@ -59,12 +72,14 @@ def main() -> None:
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
     options = parser.parse_args()
+    # The only variable by which PyFlink lets one add to the class path.
+    os.environ["HADOOP_CLASSPATH"] = ":".join(str(jar) for jar in jar_paths())
     for number in itertools.count():
         told = sys.stdin.readline().split()
         if not told:
             break
         kind, file, prefix = told
-        make = CopyJob if kind == "copy" else JoinJob
+        make = CopyJob if kind == "copy" else WarmJob
         config = load_config(Path(file), env={}).config
         kafka = config.kafka.model_copy(update={"topic_prefix": prefix})
         job = make(

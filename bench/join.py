@@ -3,7 +3,7 @@
 Flink processes on one broker, taking turns: `copy` (both event topics into one, raw bytes),
 `heap` and `rocksdb` (our join, policy `wait`, all its side topics) and `correct` (heap, policy
 `correct`). Same input, same parallelism, same exactly-once sink; each has run before it is
-timed: the whole input once, or with --quick a few events. The time is Flink's own net runtime of
+timed: over the inputs of the growth part, or a few events. The time is Flink's own net runtime of
 the job. It holds what every job pays once, starting its tasks and its last checkpoints:
 `fixed_seconds`, a run over a few events. That lifts the ratios; `ratio_*_sustained` are those of
 the time beyond it.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import orjson
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from flink_job import COPIED
+from join_growth import SPAN_HOURS, checkpoint_bytes_max, inputs, report, windows
 from measuring import config_of, ratio, run_benchmark, say, spread
 
 from runtime.broker import EmbeddedBroker
@@ -29,6 +31,7 @@ from runtime.config_file import write_config
 from runtime.jars import flink_jars, require_java
 from runtime.producing import EventProducer
 from runtime.sources.simulated import SimulatedTraffic
+from runtime.sources.traffic import TrafficEvent
 from settings.config import Config
 from topics.admin import ensure_topics
 from topics.names import CONVERSIONS, IMPRESSIONS, SAMPLES
@@ -64,10 +67,10 @@ class FlinkProcess:
             stderr=self._log,
         )
 
-    def start(self, name: str, prefix: str) -> None:
-        """Begin a run of the system `name` over the topics of `prefix`."""
+    def start(self, name: str, prefix: str, **flags: Any) -> None:
+        """Begin a run of the system `name` over the topics of `prefix`; `flags` as `config_of`."""
         file = self._folder / f"{name}.toml"
-        write_config(_config(name, FULL), file, comment=f"bench join: {name}")
+        write_config(_config(name, FULL, **flags), file, comment=f"bench join: {name}")
         assert self._process.stdin is not None
         self._process.stdin.write(f"{SYSTEMS[name][0]} {file} {prefix}\n".encode())
         self._process.stdin.flush()
@@ -82,10 +85,17 @@ class FlinkProcess:
             raise RuntimeError(f"the Flink process in {self._folder.name} ended: {reason}")
         return int(answer) / 1000
 
-    def run(self, name: str, prefix: str) -> float:
+    def run(self, name: str, prefix: str, **flags: Any) -> float:
         """`start` and `seconds`."""
-        self.start(name, prefix)
+        self.start(name, prefix, **flags)
         return self.seconds()
+
+    def state_bytes_after(self, name: str, prefix: str, **flags: Any) -> tuple[float, int]:
+        """Seconds of a run, and the size of its largest checkpoint."""
+        [log] = (self._folder / "state").glob("run0/logs/*.log")
+        since = log.stat().st_size
+        seconds = self.run(name, prefix, **flags)
+        return seconds, checkpoint_bytes_max(log, since)
 
     def close(self) -> None:
         """End it; its JVM dies with it."""
@@ -98,21 +108,16 @@ def measure(quick: bool) -> dict[str, Any]:
     """Every key of the report; see the module."""
     require_java()
     flink_jars()
-    impressions, rounds = (20_000, 3) if quick else (250_000, 5)
+    impressions, rounds = (20_000, 2) if quick else (1_735_000, 2)  # 2.0 M events with conversions
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-bench-")))
         broker = stack.enter_context(EmbeddedBroker(folder / "broker"))
         say("starting Flink and sending events")
         of_system = _processes(stack, broker.bootstrap, folder, quick)
-        events = _send(_config("heap", FULL), broker.bootstrap, impressions)
+        events = _send(_config("heap", FULL), broker.bootstrap, _source(impressions).events())
         for process in set(of_system.values()):
             process.seconds()
-        runs = rounds
-        if not quick:
-            say("every system runs once untimed")
-            runs += 1
-            for name, process in of_system.items():
-                process.run(name, FULL)
+        growth = _growth(of_system, broker.bootstrap, quick)
         say(f"{events:,} events")
         seconds: dict[str, list[float]] = {name: [] for name in SYSTEMS}
         for n in range(rounds):
@@ -122,10 +127,10 @@ def measure(quick: bool) -> dict[str, Any]:
             say(f"round {n + 1}: {found}")
         fixed = {name: process.run(name, _few(name)) for name, process in of_system.items()}
         copied, final = _counts(broker.bootstrap)
-    if copied != runs * events or final != (2 * runs + runs) * impressions:
+    if copied != rounds * events or final != 3 * rounds * impressions:
         raise RuntimeError(
-            f"not every event came out: {copied} copies of {runs} x {events} events, {final} final "
-            f"samples of {3 * runs} x {impressions} impressions"
+            f"not every event came out: {copied} copies of {rounds} x {events} events, {final} "
+            f"final samples of {3 * rounds} x {impressions} impressions"
         )
     ratios = {name: ratio(seconds["copy"], seconds[name]) for name in SYSTEMS if name != "copy"}
     beyond = {name: float(np.median(seconds[name])) - fixed[name] for name in SYSTEMS}
@@ -145,10 +150,7 @@ def measure(quick: bool) -> dict[str, Any]:
             "seconds": {name: spread(values) for name, values in seconds.items()},
             **{f"ratio_{name}": found for name, found in ratios.items()},
         },
-        "not_run": {
-            "growth": "windows from 1 h to 24 h, 1x to 10x keys, 10 to 2,000 features",
-            "state_bytes_per_pending_impression": "not measured",
-        },
+        **growth,
     }
 
 
@@ -160,7 +162,7 @@ def _processes(
     of_system: dict[str, FlinkProcess] = {}
     for name in SYSTEMS:
         # A prefix each, since they run at once here and transactional ids are made of it.
-        _send(_config(name, _few(name)), bootstrap, FEW_IMPRESSIONS)
+        _send(_config(name, _few(name)), bootstrap, _source(FEW_IMPRESSIONS).events())
         if quick and name in ("rocksdb", "correct"):
             of_system[name] = of_system["heap"]
             continue
@@ -168,6 +170,29 @@ def _processes(
         stack.callback(of_system[name].close)
         of_system[name].start(name, _few(name))
     return of_system
+
+
+def _growth(of_system: dict[str, FlinkProcess], bootstrap: str, quick: bool) -> dict[str, Any]:
+    """See `join_growth`; every system runs over the base input once untimed."""
+    events = {}
+    for each in inputs(quick):
+        say(f"growth: {each.name}, {each.impressions:,} impressions")
+        events[each.name] = _send(_config("heap", each.name), bootstrap, each.events())
+    base = next(each for each in inputs(quick) if each.name == "base")
+    if not quick:
+        for name, process in of_system.items():
+            process.run(name, base.name, **windows(1))
+    state_bytes: dict[str, int] = {}
+
+    def rate(system: str, name: str, hours: int) -> float:
+        flags = {} if system == "copy" else windows(hours)
+        seconds, largest = of_system[system].state_bytes_after(system, name, **flags)
+        if hours == 24:
+            state_bytes[system] = largest
+        return events[name] / seconds
+
+    found = report(rate, state_bytes, round(base.impressions * 24 / SPAN_HOURS))
+    return found | {"growth_events": events}
 
 
 def _few(name: str) -> str:
@@ -185,16 +210,17 @@ def _source(impressions: int) -> SimulatedTraffic:
     )
 
 
-def _config(name: str, prefix: str) -> Config:
+def _config(name: str, prefix: str, **flags: Any) -> Config:
     return config_of(
         _source(0).config_values(),
         kafka__topic_prefix=prefix,
         join__idle_timeout="0s",
         **SYSTEMS[name][1],
+        **flags,
     )
 
 
-def _send(config: Config, bootstrap: str, impressions: int) -> int:
+def _send(config: Config, bootstrap: str, traffic: Iterable[TrafficEvent]) -> int:
     """Both topics filled in order of event time, and a topic to copy to; how many events."""
     ensure_topics(config, bootstrap)
     copied = NewTopic(
@@ -204,7 +230,7 @@ def _send(config: Config, bootstrap: str, impressions: int) -> int:
     for future in admin.create_topics([copied]).values():
         future.result()
     producer = EventProducer(config, bootstrap)
-    for event in _source(impressions).events():
+    for event in traffic:
         producer.send(event.stream, event.line)
     producer.flush()
     return sum(end_offsets(config, bootstrap, [IMPRESSIONS, CONVERSIONS]).values())

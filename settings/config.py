@@ -18,6 +18,8 @@ from settings.optimizers import OptimizerConfig
 from settings.section import Name, Section
 from settings.techniques import TechniqueConfig
 
+KeepRate = Annotated[float, Field(ge=1e-6, le=1)]
+
 IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
     "user_id": "user",
     "item_id": "item",
@@ -54,6 +56,8 @@ class EventsConfig(Section):
 class KindConfig(Section):
     window: DurationMs = 86_400_000
     """A conversion of this kind belongs to an impression iff 0 <= t_conv - t_imp <= window."""
+    value: Literal["first", "last", "sum", "max"] = "first"
+    """What a sample's `values` holds where an impression has several conversions of this kind."""
 
 
 class SlotConfig(Section):
@@ -103,6 +107,11 @@ class JoinConfig(Section):
     sample, a `correction` per kind that converts later, and a `final`."""
     elapsed: DurationMs = 0
     """Policy `correct`: event time between an impression and its `early` sample."""
+    negatives_kept: KeepRate = 1.0
+    """Share of impressions whose negatives reach `samples`, drawn from the impression's id; all
+    positives do. Samples carry it as `keep_rate`, and the trainer's loss corrects for it."""
+    negatives_kept_by_domain: dict[Name, KeepRate] = Field(default_factory=dict)
+    """The same for single domains."""
     lateness: DurationMs = 5_000
     """How far out of order events may come; the watermark trails the newest event by this."""
     idle_timeout: DurationMs = 5_000

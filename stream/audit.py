@@ -3,12 +3,13 @@ that what went in equals what came out.
 
 At the source offsets of a completed checkpoint (the join's group-committed offsets):
 
-    impressions in = sampled + pending + duplicate + late + undecodable
+    impressions in = sampled + sampled_out + pending + duplicate + late + undecodable
     conversions in = attributed + pending + duplicate + late + orphan + undecodable
 
 No term is found by subtraction. Attribution is recomputed from the events and compared conversion
 by conversion; samples are compared with the attributions, label by label; a duplicate needs an
-earlier event with its id; undecodable bytes must fail a second decoder or be from the future; late
+earlier event with its id; one sampled out has its window behind it, no conversion, and an id that
+the draw leaves out; undecodable bytes must fail a second decoder or be from the future; late
 ones must be behind the watermark written with the verdict, and have had no open impression; pending
 ones must be due only after the newest watermark.
 """
@@ -35,6 +36,8 @@ _PAUSE_SECONDS = 0.5
 class ImpressionCounts(msgspec.Struct, kw_only=True):
     in_: int = msgspec.field(name="in", default=0)
     sampled: int = 0
+    sampled_out: int = 0
+    """Down-sampled negatives: no sample, by `join.negatives_kept`."""
     pending: int = 0
     duplicate: int = 0
     late: int = 0
@@ -130,11 +133,9 @@ def _examine(
     config: Config, frames: TopicFrames, as_of: dict[Partition, int], watermark_ms: int
 ) -> AuditReport:
     judged = judge(frames, as_of)
-    found, is_pending = check(config, frames, judged, watermark_ms)
+    found, unwritten = check(config, frames, judged, watermark_ms)
     is_blind = len(frames.events) > 0 and not any(as_of.values())
-    scope = judged.with_columns(
-        verdict=pl.when(is_pending).then(pl.lit("pending")).otherwise("verdict")
-    ).filter("is_in")
+    scope = judged.with_columns(verdict=pl.coalesce(unwritten, "verdict")).filter("is_in")
     impressions = ImpressionCounts()
     _count(impressions, scope.filter(pl.col("stream") == IMPRESSIONS))
     of_conversions = scope.filter(pl.col("stream") == CONVERSIONS)

@@ -83,7 +83,8 @@ class Found:
 def check(
     config: Config, frames: TopicFrames, judged: pl.DataFrame, watermark_ms: int
 ) -> tuple[Found, pl.Series]:
-    """All differences, and for each row of `judged` whether it is proven to be pending."""
+    """All differences, and for each row of `judged` without a record of its own what it is proven
+    to be: pending, sampled_out, or null."""
     found = Found()
     impressions = accepted_impressions(frames, judged)
     scope = judged.filter("is_in")
@@ -101,10 +102,13 @@ def check(
     _check_side_topics(found, frames, judged)
     _check_duplicates(found, config, judged)
     _check_conversions(found, config, frames, conversions)
-    _check_finals(found, config, frames, judged, attributed_labels(frames, judged, impressions))
-    _check_revisions(found, config, frames, judged)
+    labels = attributed_labels(config, frames, judged, impressions)
+    samples = _sampled_events(frames, judged, labels)
+    _check_content(found, samples)
+    _check_finals(found, config, samples.filter(pl.col("state") == "final"))
+    _check_revisions(found, config, samples)
     _check_appended(found, frames, judged)
-    return found, _prove_pending(found, config, judged, conversions, watermark_ms)
+    return found, _prove_unwritten(found, config, judged, (conversions, labels), watermark_ms)
 
 
 def _check_endings(found: Found, frames: TopicFrames, judged: pl.DataFrame) -> None:
@@ -245,18 +249,18 @@ def _check_conversions(
     )
 
 
-def _check_finals(
-    found: Found,
-    config: Config,
-    frames: TopicFrames,
-    judged: pl.DataFrame,
-    labels: pl.DataFrame,
-) -> None:
-    samples = (
+def _sampled_events(
+    frames: TopicFrames, judged: pl.DataFrame, labels: pl.DataFrame
+) -> pl.DataFrame:
+    """Each sample beside its impression (`_event`) and what its attributions say (`_expected`)."""
+    return (
         frames.sampled.join(judged.filter("is_in"), on=SOURCE, suffix="_event")
         .join(labels, left_on="row", right_on="impression_row", how="left", suffix="_expected")
         .with_columns(said_id="id", id="id_event")
     )
+
+
+def _check_content(found: Found, samples: pl.DataFrame) -> None:
     found.add(
         samples.filter(
             (pl.col("said_id") != pl.col("id"))
@@ -265,9 +269,23 @@ def _check_finals(
         ),
         pl.format("its {} sample does not carry it untouched", "state"),
     )
-    finals = samples.filter(pl.col("state") == "final")
+    found.add(
+        samples.filter(
+            (pl.col("keep_rate") != pl.col("keep_rate_event"))
+            | (pl.col("kept") != pl.col("kept_event"))
+        ),
+        pl.format("{} sample with keep_rate {}, kept {}", "state", "keep_rate", "kept"),
+    )
+    found.add(
+        samples.filter(~pl.col("kept"), pl.col("kinds") != pl.col("positive")),
+        pl.format("{} sample with negatives that are sampled out: {}", "state", "kinds"),
+    )
+    found.add(samples.filter(pl.col("kinds") == ""), "a sample without labels")
+
+
+def _check_finals(found: Found, config: Config, finals: pl.DataFrame) -> None:
     every_kind = ",".join(sorted(config.kinds))
-    for name in ("positive", "delays", "values"):
+    for name in ("positive", "delays", "values", "counts"):
         expected = pl.col(f"{name}_expected").fill_null("")
         found.add(
             finals.filter(pl.col(name) != expected),
@@ -279,7 +297,7 @@ def _check_finals(
             ),
         )
     found.add(
-        finals.filter(pl.col("kinds") != every_kind),
+        finals.filter("kept", pl.col("kinds") != every_kind),
         pl.format("final sample has labels for {}, expected " + every_kind, "kinds"),
     )
     found.add(
@@ -296,11 +314,9 @@ def _check_finals(
     )
 
 
-def _check_revisions(
-    found: Found, config: Config, frames: TopicFrames, judged: pl.DataFrame
-) -> None:
-    """Policy `wait`: one final. Policy `correct`: an early, then each kind once, then a final."""
-    samples = frames.sampled.join(judged.filter("is_in").select(*SOURCE, "row"), on=SOURCE)
+def _check_revisions(found: Found, config: Config, samples: pl.DataFrame) -> None:
+    """Policy `wait`: one final. Policy `correct`: an early, then each kind once, then a final;
+    where negatives are sampled out, no early that would be empty."""
     is_early, is_final = pl.col("state") == "early", pl.col("state") == "final"
     told = pl.col("positive").filter(~is_final, pl.col("positive") != "")
     by_row = samples.sort("revision").group_by(SOURCE, maintain_order=True).agg(
@@ -315,6 +331,9 @@ def _check_revisions(
         told=told.str.join(",").str.split(",").list.drop_nulls().list.sort().list.join(","),
         final=pl.col("positive").filter(is_final).first(),
         odd=((pl.col("state") == "correction") & (pl.col("kinds") != pl.col("positive"))).sum(),
+        kept=pl.col("kept").first(),
+        corrected=pl.col("positive").filter(pl.col("state") == "correction").sort().str.join(","),
+        delayed=pl.col("delayed").filter(is_final).first(),
         early_elapsed=(is_early & (pl.col("elapsed_ms") != config.join.elapsed)).sum(),
     )  # fmt: skip
     found.add(
@@ -327,7 +346,11 @@ def _check_revisions(
         found.add(by_row.filter(pl.col("count") != pl.col("finals")), "not only a final sample")
         return
     found.add(
-        by_row.filter((pl.col("early") != 1) | ~pl.col("starts_early")),
+        by_row.filter(
+            (pl.col("early") > 1)
+            | ((pl.col("early") == 1) != pl.col("starts_early"))
+            | (pl.col("kept") & (pl.col("early") == 0))
+        ),
         pl.format("{} early samples, expected one, at revision 0", "early"),
     )
     found.add(
@@ -336,6 +359,10 @@ def _check_revisions(
     )
     closed = by_row.filter(pl.col("finals") > 0)
     found.add(closed.filter(~pl.col("ends_final")), "samples after the final one")
+    found.add(
+        closed.filter(pl.col("corrected") != pl.col("delayed")),
+        pl.format("corrections said '{}', the final calls '{}' delayed", "corrected", "delayed"),
+    )
     found.add(
         closed.filter(pl.col("told") != pl.col("final")),
         pl.format("early and corrections said '{}', the final '{}'", "told", "final"),
@@ -374,22 +401,24 @@ def _check_appended(found: Found, frames: TopicFrames, judged: pl.DataFrame) -> 
     )
 
 
-def _prove_pending(
+def _prove_unwritten(
     found: Found,
     config: Config,
     judged: pl.DataFrame,
-    conversions: pl.DataFrame,
+    proofs: tuple[pl.DataFrame, pl.DataFrame],
     watermark_ms: int,
 ) -> pl.Series:
-    owners = conversions.select("row", "impression_id", "named")
+    conversions, labels = proofs
     open_until_ms = (
         pl.when(pl.col("stream") == IMPRESSIONS)
         .then(pl.col("event_ms") + config.window_ms_max)
         .otherwise(pl.col("event_ms"))
     )
-    rows = judged.select("row", *SOURCE, "id", "event_ms", "is_in", "verdict", "invalid").join(
-        owners, on="row", how="left"
-    )
+    columns = ["row", *SOURCE, "id", "event_ms", "is_in", "verdict", "invalid", "kept"]
+    positive = labels.select(row="impression_row", has_label=pl.lit(True))
+    owners = conversions.select("row", "impression_id", "named")
+    rows = judged.select(columns).join(owners, on="row", how="left")
+    rows = rows.join(positive, on="row", how="left")
     is_unjudged = pl.col("is_in") & pl.col("verdict").is_null()
     found.add(
         rows.filter(is_unjudged, pl.col("invalid").is_not_null()),
@@ -398,12 +427,23 @@ def _prove_pending(
     is_due = open_until_ms <= watermark_ms
     is_owned = pl.col("named").is_not_null() & pl.col("impression_id").is_not_null()
     waits = is_unjudged & pl.col("invalid").is_null()
+    is_out = (
+        (pl.col("stream") == IMPRESSIONS)
+        & ~pl.col("kept").fill_null(value=True)
+        & pl.col("has_label").is_null()
+    )
     found.add(
-        rows.filter(waits, is_due),
+        rows.filter(waits, is_due, ~is_out),
         pl.format("lost: due at {}, the watermark is {}", open_until_ms, pl.lit(watermark_ms)),
     )
     found.add(
         rows.filter(waits, ~is_due, is_owned),
         pl.format("lost, expected attribution to impression {}", "impression_id"),
     )
-    return rows.sort("row").select((waits & ~is_due & ~is_owned).alias("is_pending")).to_series()
+    proven = (
+        pl.when(waits & ~is_due & ~is_owned)
+        .then(pl.lit("pending"))
+        .when(waits & is_due & is_out)
+        .then(pl.lit("sampled_out"))
+    )
+    return rows.sort("row").select(proven.alias("unwritten")).to_series()

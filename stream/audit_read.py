@@ -27,7 +27,7 @@ from topics.names import (
     JOIN_OUTPUTS,
     SAMPLES,
 )
-from topics.sample import decode_sample_head
+from topics.sample import decode_sample_head, negatives_kept
 from topics.scan import Partition, end_offsets, read_to_end
 
 _I64, _STR = pl.Int64(), pl.String()
@@ -46,8 +46,11 @@ EVENTS: dict[str, pl.DataType] = {
     "named": _STR,
     "value": _STR,
     "content": pl.UInt64(),
+    "keep_rate": pl.Float64(),
+    "kept": pl.Boolean(),
 }
-"""`digest` is of the record's value, `content` of an impression's features. `invalid` says why the
+"""`digest` is of the record's value, `content` of an impression's features; `kept` says whether its
+negatives are kept, at the rate that the config has for its domain. `invalid` says why the
 bytes are no event; it is null for an event, whose fields then follow."""
 
 SIDES: dict[str, pl.DataType] = {
@@ -81,9 +84,14 @@ SAMPLED: dict[str, pl.DataType] = {
     "positive": _STR,
     "delays": _STR,
     "values": _STR,
+    "counts": _STR,
+    "delayed": _STR,
     "content": pl.UInt64(),
+    "keep_rate": pl.Float64(),
+    "kept": pl.Boolean(),
 }
-"""`kinds`, `positive`, `delays`, `values` are canonical texts: "buy,like", "buy:500,like:7"."""
+"""`kinds`, `positive`, `delays`, `values`, `counts`, `delayed` are canonical texts: "buy,like",
+"buy:500,like:7"; `delayed` names the kinds that the sample says were delayed."""
 
 
 class TopicFrames:
@@ -130,10 +138,10 @@ class TopicFrames:
         self.sampled = pl.concat([self.sampled, sampled.frame()])
         self.appended = pl.concat([self.appended, appended.frame()])
         events = _Rows(EVENTS)
-        kinds, bytes_max = frozenset(self._config.kinds), self._config.events.bytes_max
+        rules = _EventRules(self._config)
 
         def take_event(name: str, message: Message) -> None:
-            events.add(_event(name, message, kinds, bytes_max))
+            events.add(_event(name, message, rules))
 
         self._read(EVENT_TOPICS, take_event)
         self.events = pl.concat([self.events, events.frame()])
@@ -172,10 +180,26 @@ class _Rows:
         )
 
 
-def _event(name: str, message: Message, kinds: frozenset[str], bytes_max: int) -> tuple[Any, ...]:
+class _EventRules:
+    """The part of the config that says what an event is, and whether its negatives are kept."""
+
+    def __init__(self, config: Config) -> None:
+        self.kinds = frozenset(config.kinds)
+        self.bytes_max = config.events.bytes_max
+        self._rate = config.join.negatives_kept
+        self._rate_by_domain = config.join.negatives_kept_by_domain
+
+    def keeping(self, impression_id: str, domain: str) -> tuple[float, bool]:
+        """(keep rate, whether its negatives are kept)."""
+        rate = self._rate_by_domain.get(domain, self._rate)
+        return rate, negatives_kept(impression_id, rate)
+
+
+def _event(name: str, message: Message, rules: _EventRules) -> tuple[Any, ...]:
     value = message.value()
-    kept = None if value is None else value[:bytes_max]  # what `undecodable` holds of a larger one
-    found = (name, message.partition(), message.offset(), message.timestamp()[1], _digest(kept))
+    bytes_max = rules.bytes_max
+    there = None if value is None else value[:bytes_max]  # what `undecodable` holds of a larger one
+    found = (name, message.partition(), message.offset(), message.timestamp()[1], _digest(there))
     try:
         if value is None:
             raise RecordInvalid("expected an event, got no bytes")
@@ -184,8 +208,10 @@ def _event(name: str, message: Message, kinds: frozenset[str], bytes_max: int) -
         if name == IMPRESSIONS:
             head = decode_impression_head(value)
             ids = (head.impression_id, head.user_id, head.item_id, head.event_ms)
-            return (*found, None, *ids, None, None, None, _digest(bytes(head.features)))
-        conversion = decode_conversion(value, kinds)
+            content = _digest(bytes(head.features))
+            keeping = rules.keeping(head.impression_id, head.domain)
+            return (*found, None, *ids, None, None, None, content, *keeping)
+        conversion = decode_conversion(value, rules.kinds)
     except RecordInvalid as invalid:
         return (*found, str(invalid), *[None] * (len(EVENTS) - len(found) - 1))
     number = None if conversion.value is None else repr(conversion.value)
@@ -199,6 +225,8 @@ def _event(name: str, message: Message, kinds: frozenset[str], bytes_max: int) -
         conversion.kind,
         conversion.impression_id,
         number,
+        None,
+        None,
         None,
     )
 
@@ -245,7 +273,11 @@ def _sample(message: Message) -> tuple[Any, ...]:
         ",".join(sorted(kind for kind, label in sample.labels.items() if label)),
         _text(sample.delays_ms, with_values=True),
         _text(sample.values, with_values=True),
+        _text(sample.counts, with_values=True),
+        ",".join(sorted(kind for kind, delayed in sample.delayed.items() if delayed)),
         _digest(bytes(sample.features)),
+        sample.keep_rate,
+        sample.kept,
     )
 
 

@@ -8,7 +8,9 @@ source offsets; the others are context.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 import polars as pl
 
@@ -151,11 +153,12 @@ def with_expected_owner(
 
 
 def attributed_labels(
-    frames: TopicFrames, judged: pl.DataFrame, impressions: pl.DataFrame
+    config: Config, frames: TopicFrames, judged: pl.DataFrame, impressions: pl.DataFrame
 ) -> pl.DataFrame:
     """What each impression's `final` sample must say by the attributions topic: one row per
-    impression_row that has any, with `positive`, `delays`, `values` as in `audit_read.SAMPLED`,
-    `newest_ms`, and `newest_produced_ms` (a list: equal times have no order)."""
+    impression_row that has any, with `positive`, `delays`, `values`, `counts` as in
+    `audit_read.SAMPLED`, `newest_ms`, and `newest_produced_ms` (a list: equal times have no
+    order)."""
     conversions = judged.filter(pl.col("stream") == CONVERSIONS)
     owned = (
         frames.attributed.unique(SOURCE, keep="first", maintain_order=True)
@@ -169,18 +172,29 @@ def attributed_labels(
         .sort("impression_ms")
         .unique(SOURCE, keep="last", maintain_order=True)
     )
+    policies = {kind: spec.value for kind, spec in config.kinds.items()}
     firsts = (
         owned.sort("event_ms", "id")
-        .unique(["impression_row", "kind"], keep="first", maintain_order=True)
+        .group_by("impression_row", "kind", maintain_order=True)
+        .agg(
+            delay=(pl.col("event_ms") - pl.col("impression_ms")).first(),
+            count=pl.len(),
+            first=pl.col("value").first(),
+            brought=pl.col("value").drop_nulls(),
+        )
+        .with_columns(policy=pl.col("kind").replace_strict(policies, return_dtype=pl.String))
+        .with_columns(value=_values())
         .with_columns(
-            delay=pl.format("{}:{}", "kind", pl.col("event_ms") - pl.col("impression_ms")),
+            delay=pl.format("{}:{}", "kind", "delay"),
             amount=pl.when(pl.col("value").is_not_null()).then(pl.format("{}:{}", "kind", "value")),
+            count=pl.format("{}:{}", "kind", "count"),
         )
         .group_by("impression_row")
         .agg(
             positive=pl.col("kind").sort().str.join(","),
             delays=pl.col("delay").sort().str.join(","),
             values=pl.col("amount").drop_nulls().sort().str.join(","),
+            counts=pl.col("count").sort().str.join(","),
         )
     )
     newest = owned.group_by("impression_row").agg(
@@ -190,6 +204,34 @@ def attributed_labels(
         ),
     )
     return firsts.join(newest, on="impression_row")
+
+
+def _values() -> pl.Expr:
+    """The value of one impression and kind by its policy, as text: columns `policy`, `first` and
+    `brought`, the list of those that are there in order of (event_ms, id)."""
+    return (
+        pl.when(pl.col("policy") == "first")
+        .then(pl.col("first"))
+        .when(pl.col("policy") == "last")
+        .then(pl.col("brought").list.last())
+        .otherwise(
+            pl.when(pl.col("policy").is_in(["sum", "max"]) & (pl.col("brought").list.len() > 0))
+            .then(pl.struct("policy", "brought"))
+            .map_elements(_folded, return_dtype=pl.String, skip_nulls=True)
+        )
+    )
+
+
+def _folded(row: dict[str, Any]) -> str:
+    """In the order of the list, as binary64 adds: the operator's own bits."""
+    amounts = [float(text) for text in row["brought"]]
+    if row["policy"] == "max":
+        return repr(max(amounts))
+    total = amounts[0]
+    for amount in amounts[1:]:
+        total += amount
+    largest = sys.float_info.max
+    return repr(max(-largest, min(largest, total)))
 
 
 def running_event_ms(judged: pl.DataFrame) -> pl.Series:

@@ -155,7 +155,7 @@ class JoinJob:
         if cluster is not None:
             settings = submission_settings(settings, cluster)
         try:
-            environment = tables(settings)
+            environment = tables(self.settings(settings))
             result = None
             for statement in self.plan(config, bootstrap, bounded=bounded):
                 result = environment.execute_sql(statement)
@@ -171,6 +171,10 @@ class JoinJob:
         self.net_runtime_ms: int | None = None
         """Of a bounded run that has ended: from Flink's start of the job to its end, without the
         start of the JVM and the planning."""
+
+    def settings(self, settings: dict[str, str]) -> dict[str, str]:
+        """Flink's settings as they are used; a benchmark adds its own."""
+        return settings
 
     def plan(self, config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
         """The SQL to run, what starts the job last; a benchmark's peer brings its own."""

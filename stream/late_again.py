@@ -187,6 +187,8 @@ def _correction(aside: Aside, source: Source, final: Message, kind: str, revisio
         "labels": {kind: 1},
         "delays_ms": {kind: head.delays_ms[kind]},
         "values": values,
+        "counts": {kind: 1},
+        "delayed": {kind: 1},
         "state": "correction",
         "elapsed_ms": head.delays_ms[kind],
         "revision": revision,

@@ -24,8 +24,19 @@ from topics.names import (
 _WATERMARK_INTERVAL_MS = 100
 _DISCOVERY = "10000 ms"
 """How soon a partition that was added is read. Its first events wait so long, nothing is lost."""
-_BUFFER_TIMEOUT_MS = 20
-"""How long a row may wait in a network buffer: a part of freshness; below this it costs speed."""
+_BUFFER_TIMEOUT_MS = 10
+"""How long a row may wait in a network buffer: a part of freshness."""
+SINK_SETTINGS = {
+    "sink.delivery-guarantee": "exactly-once",
+    # One prefix for ever, ids from a pool: what a killed run left open is found and aborted by
+    # the next one, and ids do not pile up on the broker at two checkpoints a second.
+    "sink.transaction-naming-strategy": "POOLING",
+    "properties.compression.type": "lz4",
+    "properties.linger.ms": "5",
+    "properties.batch.size": "131072",
+}
+"""Of every job that is compared with the join, too."""
+SOURCE_SETTINGS = {"properties.max.poll.records": "4000"}
 
 
 def flink_settings(
@@ -118,22 +129,28 @@ def _source(config: Config, bootstrap: str, stream: Stream, *, bounded: bool) ->
         f" CAST({config.events.future_bound} AS BIGINT))"
     )
     behind_ms = config.join.lateness + 1  # an event exactly `lateness` out of order is on time
-    options = _kafka_options(config, bootstrap) | {
-        "topic": config.topic(stream),
-        "properties.group.id": join_group(config),
-        "properties.max.partition.fetch.bytes": str(max(1_048_576, record_bytes_max(config))),
-        "properties.client.dns.lookup": "use_all_dns_ips",
-        "scan.startup.mode": "earliest-offset",
-        "scan.topic-partition-discovery.interval": "0 ms" if bounded else _DISCOVERY,
-        "key.format": "headwater-event",
-        "key.headwater-event.stream": "key",
-        "key.fields": "k",
-        "value.format": "headwater-event",
-        "value.headwater-event.stream": stream,
-        "value.headwater-event.kinds": ",".join(config.kinds),
-        "value.headwater-event.bytes-max": str(config.events.bytes_max),
-        "value.fields-include": "EXCEPT_KEY",
-    }
+    options = (
+        _kafka_options(config, bootstrap)
+        | SOURCE_SETTINGS
+        | {
+            "topic": config.topic(stream),
+            "properties.group.id": join_group(config),
+            "properties.max.partition.fetch.bytes": str(max(1_048_576, record_bytes_max(config))),
+            "properties.client.dns.lookup": "use_all_dns_ips",
+            "scan.startup.mode": "earliest-offset",
+            "scan.topic-partition-discovery.interval": "0 ms" if bounded else _DISCOVERY,
+            "key.format": "headwater-event",
+            "key.headwater-event.stream": "key",
+            "key.fields": "k",
+            "value.format": "headwater-event",
+            "value.headwater-event.stream": stream,
+            "value.headwater-event.kinds": ",".join(config.kinds),
+            "value.headwater-event.bytes-max": str(config.events.bytes_max),
+            "value.fields-include": "EXCEPT_KEY",
+        }
+    )
+    if stream == IMPRESSIONS and config.join.negatives_kept_by_domain:
+        options["value.headwater-event.with-domain"] = "true"
     if bounded:
         options["scan.bounded.mode"] = "latest-offset"
     return f"""CREATE TEMPORARY TABLE {stream} (
@@ -162,22 +179,20 @@ def _union() -> str:
 
 def _sink(config: Config, bootstrap: str) -> str:
     prefix = f"{config.kafka.topic_prefix}-join"
-    options = _kafka_options(config, bootstrap) | {
-        "topic": ";".join(config.topic(name) for name in JOIN_OUTPUTS),
-        "key.format": "raw",
-        "key.fields": "k",
-        "value.format": "raw",
-        "value.fields-include": "EXCEPT_KEY",
-        "sink.delivery-guarantee": "exactly-once",
-        # One prefix for ever, ids from a pool: what a killed run left open is found and aborted by
-        # the next one, and ids do not pile up on the broker at two checkpoints a second.
-        "sink.transactional-id-prefix": prefix,
-        "sink.transaction-naming-strategy": "POOLING",
-        "properties.transaction.timeout.ms": str(config.join.transaction_timeout),
-        "properties.max.request.size": str(record_bytes_max(config)),
-        "properties.compression.type": "lz4",
-        "properties.linger.ms": "5",
-    }
+    options = (
+        _kafka_options(config, bootstrap)
+        | SINK_SETTINGS
+        | {
+            "topic": ";".join(config.topic(name) for name in JOIN_OUTPUTS),
+            "key.format": "raw",
+            "key.fields": "k",
+            "value.format": "raw",
+            "value.fields-include": "EXCEPT_KEY",
+            "sink.transactional-id-prefix": prefix,
+            "properties.transaction.timeout.ms": str(config.join.transaction_timeout),
+            "properties.max.request.size": str(record_bytes_max(config)),
+        }
+    )
     return f"""CREATE TEMPORARY TABLE verdicts (
         topic STRING METADATA, k BYTES, v BYTES, headers MAP<STRING, BYTES> METADATA
     ) WITH ({_with(options)})"""
@@ -220,13 +235,18 @@ def _java_client(extra: Mapping[str, str | int | float | bool]) -> dict[str, str
 
 def _job_parameters(config: Config, watermark_ms: int) -> str:
     join = config.join
-    windows = ";".join(f"{kind}={spec.window}" for kind, spec in config.kinds.items())
+    kinds = ";".join(f"{kind}={spec.window}:{spec.value}" for kind, spec in config.kinds.items())
+    by_domain = join.negatives_kept_by_domain.items()
     parameters = {
         "headwater.topic_prefix": config.kafka.topic_prefix,
-        "headwater.windows": windows,
+        "headwater.kinds": kinds,
         "headwater.policy": join.policy,
         "headwater.elapsed_ms": str(join.elapsed),
         "headwater.lateness_ms": str(join.lateness),
+        "headwater.negatives_kept": repr(join.negatives_kept),
+        "headwater.negatives_kept_by_domain": ";".join(
+            f"{name}={rate}" for name, rate in by_domain
+        ),
         "headwater.future_bound_ms": str(config.events.future_bound),
         "headwater.watermark_ms": str(watermark_ms),
     }

@@ -118,7 +118,10 @@ def _sample(
         "labels": {"buy": 0, "like": 0},
         "delays_ms": {},
         "values": {},
+        "counts": dict.fromkeys(fields.get("delays_ms", {}), 1),
         "keep_rate": 1.0,
+        "kept": True,
+        "delayed": dict.fromkeys(fields.get("delays_ms", {}), 1),
         "state": state,
         "elapsed_ms": 1000 if state == "final" else 0,
         "revision": revision,
@@ -165,7 +168,7 @@ def _right() -> list[Output]:
         _output("orphans", "conversions", 2, T + 1500),
         _sample(
             0, "final", 2, T + 1500, (T + 300, c1),
-            labels={"buy": 1, "like": 0}, delays_ms={"buy": 100},
+            labels={"buy": 1, "like": 0}, delays_ms={"buy": 100}, counts={"buy": 2},
         ),
         _sample(
             1, "final", 2, T + 1500, (T + 400, c2),

@@ -13,6 +13,7 @@ import pytest
 from settings.config import Config
 from tests.join_oracle import Verdicts, judge, owner_of
 from tests.join_run import Bytes, Coordinates, Row, join_bounded, produce
+from tests.join_samples import Rules, expect_samples, is_sampled_out
 from tests.join_stories import LONGEST_MS, START_MS, WINDOWS_MS, Event, bad_events, encoded, stories
 
 pytestmark = [pytest.mark.kafka, pytest.mark.flink, pytest.mark.slow]
@@ -28,12 +29,15 @@ VERDICT_OF_TOPIC = {
 }
 
 
-def _config(prefix: str, partitions: int = 2, **join: Any) -> Config:
+def _config(prefix: str, rules: Rules, partitions: int = 2, **join: Any) -> Config:
     return Config.model_validate(
         {
             "kafka": {"topic_prefix": prefix, "partitions": partitions},
-            "kinds": {kind: {"window": f"{ms}ms"} for kind, ms in WINDOWS_MS.items()},
-            "join": join,
+            "kinds": {
+                kind: {"window": f"{ms}ms", "value": rules.values[kind]}
+                for kind, ms in rules.windows_ms.items()
+            },
+            "join": {"policy": rules.policy, "elapsed": f"{rules.elapsed_ms}ms", **join},
         }
     )
 
@@ -66,16 +70,6 @@ def _samples(
     return found
 
 
-def _expect_final(sample: dict[str, Any], event: Event, labels: dict[str, list[Event]]) -> None:
-    first = {kind: events[0] for kind, events in labels.items() if events}
-    own = {name: sample[name] for name in event}
-    assert own == event
-    assert sample["labels"] == {kind: int(kind in first) for kind in WINDOWS_MS}
-    assert sample["delays_ms"] == {k: c["event_ms"] - event["event_ms"] for k, c in first.items()}
-    assert sample["values"] == {k: c["value"] for k, c in first.items() if c["value"] is not None}
-    assert (sample["keep_rate"], sample["elapsed_ms"]) == (1.0, LONGEST_MS)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_wait_gives_every_event_its_verdict_in_any_order(
     kafka: str, prefix: str, tmp_path: Path, seed: int
@@ -89,14 +83,18 @@ def test_wait_gives_every_event_its_verdict_in_any_order(
     }
     for stream, records in bad.items():
         events[stream] += [(None, value) for value, _ in records]
-    config = _config(prefix, policy="wait", lateness="1d")
+    rules = Rules(WINDOWS_MS, {"click": "sum", "buy": "last"}, "wait", keep_rate=0.6)
+    config = _config(
+        prefix, rules, lateness="1d", negatives_kept=0.1, negatives_kept_by_domain={"feed": 0.6}
+    )
     placed = produce(config, kafka, events)
     rows = join_bounded(config, kafka, tmp_path)
 
     expected = judge(impressions, conversions, WINDOWS_MS)
     verdicts = {"impressions": expected.impressions, "conversions": expected.conversions}
     found = _terminals(rows)
-    assert set(found) == set(placed)
+    lacking = {placed[about] for about in set(placed) - set(found)}
+    assert lacking == _sampled_out(impressions, expected, rules)
     for about, row in found.items():
         stream, position = placed[about]
         if position >= len(verdicts[stream]):
@@ -110,8 +108,17 @@ def test_wait_gives_every_event_its_verdict_in_any_order(
             assert row.headers["hw_reason"]
     _expect_attributions(found, placed, expected, impressions, conversions)
     for position, samples in _samples(rows, placed).items():
-        assert [sample["state"] for sample in samples] == ["final"]
-        _expect_final(samples[0], impressions[position], expected.labels[position])
+        expect_samples(samples, impressions[position], expected.labels[position], rules)
+
+
+def _sampled_out(
+    impressions: list[Event], expected: Verdicts, rules: Rules
+) -> set[tuple[str, int]]:
+    return {
+        ("impressions", position)
+        for position, labels in expected.labels.items()
+        if is_sampled_out(impressions[position], labels, rules)
+    }
 
 
 def _expect_attributions(
@@ -138,35 +145,24 @@ def test_correct_says_what_was_known_when(
     kafka: str, prefix: str, tmp_path: Path, seed: int
 ) -> None:
     random_ = random.Random(seed + 1000)
-    elapsed_ms = 30_000
     impressions, conversions = stories(random_, PAIRS)
     events: dict[str, list[Bytes]] = {
         "impressions": [encoded(random_, event) for event in impressions],
         "conversions": [encoded(random_, event) for event in conversions],
     }
-    config = _config(prefix, policy="correct", elapsed=f"{elapsed_ms}ms", lateness="1d")
+    rules = Rules(WINDOWS_MS, {"click": "max", "buy": "first"}, "correct", 30_000, keep_rate=0.5)
+    config = _config(prefix, rules, lateness="1d", negatives_kept=0.5, state_backend="rocksdb")
     placed = produce(config, kafka, events)
     rows = join_bounded(config, kafka, tmp_path)
 
     expected = judge(impressions, conversions, WINDOWS_MS)
     _expect_attributions(_terminals(rows), placed, expected, impressions, conversions)
     samples = _samples(rows, placed)
-    assert set(samples) == {i for i, v in enumerate(expected.impressions) if v == "sampled"}
-    for position, (early, *corrections, final) in samples.items():
-        at_ms = impressions[position]["event_ms"]
-        labels = {k: found for k, found in expected.labels[position].items() if found}
-        _expect_final(final, impressions[position], labels)
-        soon = {k for k, found in labels.items() if found[0]["event_ms"] - at_ms <= elapsed_ms}
-        assert (early["state"], early["elapsed_ms"]) == ("early", elapsed_ms)
-        assert early["labels"] == {kind: int(kind in soon) for kind in WINDOWS_MS}
-        assert {sample["state"] for sample in corrections} <= {"correction"}
-        assert sorted(k for s in corrections for k in s["labels"]) == sorted(set(labels) - soon)
-        for sample in corrections:
-            [(kind, label)] = sample["labels"].items()
-            delays_ms = [found["event_ms"] - at_ms for found in labels[kind]]
-            assert label == 1
-            assert sample["delays_ms"] == {kind: sample["elapsed_ms"]}
-            assert sample["elapsed_ms"] in delays_ms
+    accepted = {("impressions", i) for i, v in enumerate(expected.impressions) if v == "sampled"}
+    found = {("impressions", position) for position in samples}
+    assert found == accepted - _sampled_out(impressions, expected, rules)
+    for position, told in samples.items():
+        expect_samples(told, impressions[position], expected.labels[position], rules)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -192,7 +188,8 @@ def test_late_events_end_apart_and_the_rest_is_joined(
             len(conversions) * 9 // 10,
             {"conversion_id": f"a{step}", "impression_id": None, **own, "kind": "buy", "value": 1},
         )
-    config = _config(prefix, partitions=1, policy="correct", elapsed="0s", lateness="1s")
+    rules = Rules(WINDOWS_MS, dict.fromkeys(WINDOWS_MS, "first"), "correct")
+    config = _config(prefix, rules, partitions=1, lateness="1s")
     events: dict[str, list[Bytes]] = {
         "impressions": [encoded(random_, event) for event in impressions],
         "conversions": [encoded(random_, event) for event in conversions],

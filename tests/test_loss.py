@@ -22,37 +22,41 @@ class Stream:
     """What the join emits of impressions with P(y) = p, of which `late` convert after `elapsed`:
     rows of the batch are kinds of samples, weighted by how often they come."""
 
-    def __init__(self, p: float, late: float) -> None:
-        self.share = {
+    def __init__(self, p: float, late: float, keep: float = 1.0) -> None:
+        """`keep` is the share of impressions whose negatives are kept; of others positives are."""
+        of_kept = {
             ("early", 1): p - late,
             ("early", 0): 1 - p + late,
             ("correction", 1): late,
             ("final", 1): p,
             ("final", 0): 1 - p,
         }
+        rows = {(state, y, True): keep * share for (state, y), share in of_kept.items()}
+        others = {(state, y, False): share for (state, y), share in of_kept.items() if y}
+        rows |= {row: (1 - keep) * share for row, share in others.items()}
+        self.weights = torch.tensor(list(rows.values()), dtype=torch.float64)[:, None]
+        self.log_keep = torch.full((len(rows),), math.log(keep), dtype=torch.float64)
         sample = make_samples(1)[0]
         self.batch = build_batch(
             [
-                msgspec.structs.replace(sample, state=state, labels={"click": label})
-                for state, label in self.share
+                msgspec.structs.replace(sample, state=state, labels={"click": label}, kept=kept)
+                for state, label, kept in rows
             ],
             PLAN,
         )
-        early = torch.tensor([s == "early" for s, _ in self.share], dtype=torch.float64)
-        dp = torch.full((5, 2), late, dtype=torch.float64)
-        tn = torch.full((5, 2), (1 - p) / (1 - p + late), dtype=torch.float64)
+        early = torch.tensor([state == "early" for state, _, _ in rows], dtype=torch.float64)
+        dp = torch.full((len(rows), 2), late, dtype=torch.float64)
+        tn = torch.full((len(rows), 2), (1 - p) / (1 - p + late), dtype=torch.float64)
         self.oracle = Nuisance(dp, tn, early)
 
-    def gradient(self, logit: float, name: LossName, keep: float = 1.0) -> float:
+    def gradient(self, logit: float, name: LossName) -> float:
         """Expected gradient of the loss of one impression at `logit`."""
-        z = torch.full((5, 2), logit, dtype=torch.float64, requires_grad=True)
-        weights = torch.tensor(list(self.share.values()), dtype=torch.float64)[:, None]
+        z = torch.full((len(self.batch), 2), logit, dtype=torch.float64, requires_grad=True)
         positive, negative = (torch.from_numpy(part).double() for part in targets(self.batch, name))
-        log_keep = torch.full((5,), math.log(keep), dtype=torch.float64)
         # each row's own gradient, then in expectation: the loss is a sum over rows
-        batch_loss(z, positive, negative, log_keep, name, nuisance=self.oracle).backward()
+        batch_loss(z, positive, negative, self.log_keep, name, nuisance=self.oracle).backward()
         assert z.grad is not None
-        return float((z.grad * weights).sum())
+        return float((z.grad * self.weights).sum())
 
     def stationary(self, name: LossName) -> float:
         """The predicted rate at which nothing moves any more."""
@@ -72,6 +76,11 @@ def test_every_method_is_stationary_at_the_true_rate(name: LossName, p: float, l
     assert Stream(p, late).stationary(name) == pytest.approx(p, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["plain", "fnw", "fnc", "es_dfm", "defer", "defuse"])
+def test_sampled_negatives_move_no_method(name: LossName) -> None:
+    assert Stream(0.2, 0.1, keep=0.05).stationary(name) == pytest.approx(0.2, abs=1e-6)
+
+
 @pytest.mark.parametrize(("p", "late"), [(0.2, 0.1), (0.03, 0.01)])
 def test_vanilla_is_low_by_the_late_share(p: float, late: float) -> None:
     assert Stream(p, late).stationary("vanilla") == pytest.approx(p / (1 + late), abs=1e-6)
@@ -85,8 +94,8 @@ def test_fnc_stays_below_one() -> None:
 def test_weights_carry_no_gradient_and_heads_no_gradient_into_the_model() -> None:
     stream = Stream(0.2, 0.1)
     heads = NuisanceHeads([4, 4])
-    hidden = [torch.randn(5, 4, requires_grad=True) for _ in range(2)]
-    logits = torch.randn(5, 2, requires_grad=True)
+    hidden = [torch.randn(len(stream.batch), 4, requires_grad=True) for _ in range(2)]
+    logits = torch.randn(len(stream.batch), 2, requires_grad=True)
     said = heads(logits, hidden)
     nuisance_loss(said, matured(stream.batch, 0, torch.device("cpu"))).backward()
     assert all(h.grad is None for h in hidden) and logits.grad is None
@@ -95,7 +104,9 @@ def test_weights_carry_no_gradient_and_heads_no_gradient_into_the_model() -> Non
         p.grad = None
     parts = (torch.from_numpy(part) for part in targets(stream.batch, "es_dfm"))
     nuisance = nuisance_of(heads(logits, hidden), stream.batch)
-    batch_loss(logits, *parts, torch.zeros(5), "es_dfm", nuisance=nuisance).backward()
+    batch_loss(
+        logits, *parts, torch.zeros(len(stream.batch)), "es_dfm", nuisance=nuisance
+    ).backward()
     assert logits.grad is not None and all(p.grad is None for p in heads.parameters())
 
 

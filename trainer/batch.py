@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from topics.sample import Sample
 from trainer.features import (
@@ -112,6 +113,9 @@ class Batch:
     """[B] where it was shown, from 0; -1 where unknown."""
     log_keep_rate: F32
     """[B]; taken off the logit in training only (log-odds correction of sampled negatives)."""
+    kept: npt.NDArray[np.bool_]
+    """[B] false where the impression's negatives were sampled out: such rows name positives only,
+    and what estimates a rate by counting leaves them out."""
     rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(slot, reason) -> values that were not usable; unknown slots under the name `unknown`."""
 
@@ -159,6 +163,7 @@ def build_batch(samples: Sequence[Sample], plan: Plan) -> Batch:
         elapsed_ms=_column([s.elapsed_ms for s in samples]),
         position=_column([_position(s.position) for s in samples]),
         log_keep_rate=np.log(np.clip(keep, 1e-6, 1.0)).astype(np.float32),
+        kept=np.asarray([s.kept for s in samples], bool),
         rejected=rejected,
     )
 

@@ -79,7 +79,7 @@ class Matured:
 
 def matured(batch: Batch, elapsed_ms: int, device: torch.device) -> Matured:
     """From labels and delays of the final samples."""
-    known = (batch.state == FINAL)[:, None] & (batch.mask > 0)
+    known = ((batch.state == FINAL) & batch.kept)[:, None] & (batch.mask > 0)
     positive = known & (batch.labels > 0)
     late = positive & (batch.delays > elapsed_ms)
     masks = (known, known & ~(positive & ~late), late)

@@ -224,6 +224,7 @@ class Loop:
         # is remembered before its final asks for it.
         waited = finals[~first_sight[finals]]
         logits[waited] = self.evaluation.recall([samples.impressions[b] for b in waited.tolist()])
+        finals = finals[samples.kept[finals]]  # a fair share of all impressions
         self.evaluation.score(
             logits[finals],
             samples.labels[finals],

@@ -67,7 +67,8 @@ def targets(batch: Batch, name: LossName) -> tuple[F32, F32]:
     early = (batch.state == EARLY)[:, None]
     said = (batch.mask > 0) & trains_on(name, batch.state)[:, None]
     positive = said & (batch.labels > 0)
-    negative = said & (early if name in ("fnw", "fnc") else batch.labels == 0)
+    shown = early & batch.kept[:, None]  # a sampled-out impression's own negative is not told
+    negative = said & (shown if name in ("fnw", "fnc") else batch.labels == 0)
     return positive.astype(np.float32), negative.astype(np.float32)
 
 
@@ -83,20 +84,29 @@ def batch_loss(
     """Scalar: the weighted BCE terms [B, T], summed over tasks, mean over rows that teach.
 
     `log_keep_rate` [B] moves the logit in training only: kept rows' odds are the true odds divided
-    by the keep rate, and the bare logit is what is served. `nuisance` for NUISANCE_LOSSES.
+    by the keep rate, and the bare logit is what is served. So weights are of the bare logit's
+    probability. `nuisance` for NUISANCE_LOSSES.
     """
     offset = logits - log_keep_rate.unsqueeze(1)
     rows = ((positive + negative).sum(1) > 0).sum().clamp(min=1)
-    s = torch.sigmoid(offset.detach())
-    positive, negative = _weighted(positive, negative, s, name, nuisance)
+    s = torch.sigmoid(logits.detach())
+    keep = log_keep_rate.exp().unsqueeze(1)
+    positive, negative = _weighted(positive, negative, name, s=s, keep=keep, nuisance=nuisance)
     terms = positive * functional.softplus(-offset) + negative * functional.softplus(offset)
     return terms.sum() / rows
 
 
 def _weighted(
-    positive: Tensor, negative: Tensor, s: Tensor, name: LossName, nuisance: Nuisance | None
+    positive: Tensor,
+    negative: Tensor,
+    name: LossName,
+    *,
+    s: Tensor,
+    keep: Tensor,
+    nuisance: Nuisance | None,
 ) -> tuple[Tensor, Tensor]:
-    """The table above, from terms that count 0 or 1; `s` [B, T] is without gradient."""
+    """The table above, from terms that count 0 or 1; `s` [B, T] is without gradient. `keep` [B, 1]
+    is the share of negatives that is there: positive terms that they carry make up for it."""
     if name == "fnw":
         return positive * (1.0 + s), negative * (1.0 - s) * (1.0 + s)
     if name not in NUISANCE_LOSSES:
@@ -110,7 +120,7 @@ def _weighted(
         return positive * s / (s - half), negative * (1.0 - s) / (1.0 - s + half)
     z, early = 1.0 - tn, nuisance.early.unsqueeze(1)
     in_window = positive * early * (1.0 + dp) + positive * (1.0 - early)
-    return in_window + negative * z * dp, negative * (1.0 - z) * (1.0 + dp)
+    return in_window + negative * z * dp / keep, negative * (1.0 - z) * (1.0 + dp)
 
 
 def served(logits: Tensor, name: LossName) -> Tensor:

@@ -3,12 +3,11 @@ package dev.headwater.join;
 import java.nio.charset.StandardCharsets;
 import java.util.EnumSet;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Locale;
-import java.util.Map;
 import org.apache.flink.table.api.DataTypes;
 import org.apache.flink.table.api.dataview.MapView;
 import org.apache.flink.table.catalog.DataTypeFactory;
-import org.apache.flink.table.data.GenericMapData;
 import org.apache.flink.table.data.GenericRowData;
 import org.apache.flink.table.data.RowData;
 import org.apache.flink.table.data.StringData;
@@ -77,8 +76,9 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
 
   private transient JoinMetrics metrics;
   private transient PairJoin join;
-  private transient PairCodec codec;
+  private transient PairStore store;
   private transient RowOutput output;
+  private transient List<Kind> kinds;
   private transient long futureBoundMs;
   /** What the watermark had reached in the run that this one restores: it never goes back. */
   private transient long reachedMs;
@@ -94,11 +94,13 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
         "memory",
         StateTypeStrategy.of(
             TypeStrategies.explicit(DataTypes.of(Memory.class).toDataType(types))));
-    states.put(
-        "payloads",
-        StateTypeStrategy.of(
-            TypeStrategies.explicit(
-                MapView.newMapViewDataType(DataTypes.BIGINT(), DataTypes.BYTES()))));
+    for (String name : new String[] {"payloads", "entries"}) {
+      states.put(
+          name,
+          StateTypeStrategy.of(
+              TypeStrategies.explicit(
+                  MapView.newMapViewDataType(DataTypes.BIGINT(), DataTypes.BYTES()))));
+    }
     return TypeInference.newBuilder()
         .staticArguments(
             StaticArgument.table(
@@ -115,17 +117,21 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
   public void open(FunctionContext context) {
     JoinSettings settings =
         new JoinSettings(
-            JoinSettings.windows(context.getJobParameter("headwater.windows", "")),
+            JoinSettings.kinds(context.getJobParameter("headwater.kinds", "")),
             context.getJobParameter("headwater.policy", "wait").equals("correct"),
             Long.parseLong(context.getJobParameter("headwater.elapsed_ms", "0")),
-            Long.parseLong(context.getJobParameter("headwater.lateness_ms", "0")));
+            Long.parseLong(context.getJobParameter("headwater.lateness_ms", "0")),
+            Double.parseDouble(context.getJobParameter("headwater.negatives_kept", "1.0")),
+            JoinSettings.rates(
+                context.getJobParameter("headwater.negatives_kept_by_domain", "")));
+    kinds = settings.kinds();
     futureBoundMs = Long.parseLong(context.getJobParameter("headwater.future_bound_ms", "86400000"));
     long restoredMs = Long.parseLong(context.getJobParameter("headwater.watermark_ms", "-1"));
     reachedMs = restoredMs < 0 ? Long.MIN_VALUE : restoredMs;
     metrics = new JoinMetrics(context.getMetricGroup());
     output = new RowOutput(context.getJobParameter("headwater.topic_prefix", "headwater"));
     join = new PairJoin(settings, output);
-    codec = new PairCodec();
+    store = new PairStore(new PairCodec(kinds));
   }
 
   /** One row of either stream, in the column order of the constants above. */
@@ -133,6 +139,7 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
       Context context,
       Memory memory,
       MapView<Long, byte[]> payloads,
+      MapView<Long, byte[]> entries,
       RowData in) {
     TimeContext<Long> time = context.timeContext(Long.class);
     Long watermark = time.currentWatermark();
@@ -146,28 +153,29 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
           "event_ms: expected at most " + futureBoundMs + " ms ahead of its partition's running"
               + " event time and of the wall clock, got " + in.getLong(EVENT_MS));
     } else {
-      PairState state = codec.decode(memory.pair);
+      PairState state = store.read(memory.pair, entries);
       join.onEvent(state, event(in), watermarkMs);
-      store(memory, state, time);
+      leave(memory, entries, state, time);
     }
   }
 
   /** The watermark reached a time at which something of this pair is due. */
-  public void onTimer(OnTimerContext context, Memory memory, MapView<Long, byte[]> payloads) {
+  public void onTimer(
+      OnTimerContext context,
+      Memory memory,
+      MapView<Long, byte[]> payloads,
+      MapView<Long, byte[]> entries) {
     TimeContext<Long> time = context.timeContext(Long.class);
     long watermarkMs = Math.max(time.currentWatermark(), reachedMs);
     output.begin(watermarkMs, payloads);
-    PairState state = codec.decode(memory.pair);
+    PairState state = store.read(memory.pair, entries);
     join.onWatermark(state, watermarkMs);
-    store(memory, state, time);
+    leave(memory, entries, state, time);
   }
 
-  private void store(Memory memory, PairState state, TimeContext<Long> time) {
+  private void leave(
+      Memory memory, MapView<Long, byte[]> entries, PairState state, TimeContext<Long> time) {
     metrics.watermark(output.watermarkMs);
-    if (state.isEmpty()) {
-      memory.pair = null;
-      return;
-    }
     if (state.timerMs <= output.watermarkMs) {
       state.timerMs = PairState.NO_TIMER; // it has fired, or is about to and will find nothing due
     }
@@ -176,20 +184,23 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
       time.registerOnTime(dueMs);
       state.timerMs = dueMs;
     }
-    memory.pair = codec.encode(state);
+    memory.pair = store.write(state, entries);
   }
 
   private Event event(RowData in) {
     long eventMs = in.getLong(EVENT_MS);
     metrics.event(eventMs);
+    boolean conversion = in.getInt(STREAM) == 1;
+    byte[] kind = bytes(in, KIND); // an impression's domain, where a rate depends on it
     return new Event(
-        in.getInt(STREAM) == 1,
-        in.getString(ID).toString(),
-        in.getString(USER).toString(),
-        in.getString(ITEM).toString(),
+        conversion,
+        bytes(in, ID),
+        bytes(in, USER),
+        bytes(in, ITEM),
         eventMs,
-        in.isNullAt(KIND) ? null : in.getString(KIND).toString(),
-        in.isNullAt(NAMED) ? null : in.getString(NAMED).toString(),
+        conversion ? Kind.of(kinds, kind, 0, kind.length) : null,
+        bytes(in, NAMED),
+        conversion ? null : kind,
         in.isNullAt(VALUE) ? null : in.getDouble(VALUE),
         in.getBinary(PAYLOAD),
         in.getInt(PARTITION),
@@ -197,37 +208,33 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
         in.getTimestamp(PRODUCED_MS, 3).getMillisecond());
   }
 
+  private static byte[] bytes(RowData in, int column) {
+    return in.isNullAt(column) ? null : in.getString(column).toBytes();
+  }
+
   private void undecodable(RowData in, String reason) {
-    JoinOutput.About about =
-        new JoinOutput.About(
-            in.getInt(STREAM) == 1,
-            in.getInt(PARTITION),
-            in.getLong(OFFSET),
-            in.isNullAt(EVENT_MS) ? -1 : in.getLong(EVENT_MS),
-            in.getTimestamp(PRODUCED_MS, 3).getMillisecond());
-    byte[] key = in.isNullAt(KEY) ? null : in.getBinary(KEY);
-    byte[] value = in.isNullAt(PAYLOAD) ? null : in.getBinary(PAYLOAD);
-    output.emit(JoinOutput.Topic.UNDECODABLE, key, value, about, reason);
+    output.emit(
+        JoinOutput.Topic.UNDECODABLE,
+        in.isNullAt(KEY) ? null : in.getBinary(KEY),
+        in.isNullAt(PAYLOAD) ? null : in.getBinary(PAYLOAD),
+        in.getInt(STREAM) == 1,
+        in.getInt(PARTITION),
+        in.getLong(OFFSET),
+        in.isNullAt(EVENT_MS) ? -1 : in.getLong(EVENT_MS),
+        in.getTimestamp(PRODUCED_MS, 3).getMillisecond(),
+        reason);
   }
 
   /** Verdicts to rows; alive as long as the operator, pointed at one pair at a time. */
   private final class RowOutput implements JoinOutput {
-    private static final StringData[] HEADERS = {
-      StringData.fromString("hw_stream"),
-      StringData.fromString("hw_partition"),
-      StringData.fromString("hw_offset"),
-      StringData.fromString("hw_watermark_ms"),
-      StringData.fromString("hw_event_ms"),
-      StringData.fromString("hw_produced_ms"),
-      StringData.fromString("hw_joined_ms")
-    };
-    private static final StringData REASON = StringData.fromString("hw_reason");
-    private static final byte[] IMPRESSIONS = ascii("impressions");
-    private static final byte[] CONVERSIONS = ascii("conversions");
+    private static final byte[] IMPRESSIONS = "impressions".getBytes(StandardCharsets.US_ASCII);
+    private static final byte[] CONVERSIONS = "conversions".getBytes(StandardCharsets.US_ASCII);
 
     private final StringData[] topics = new StringData[Topic.values().length];
+    private final ByteWriter digits = new ByteWriter();
     private MapView<Long, byte[]> payloads;
     private long watermarkMs;
+    private byte[] watermark;
 
     RowOutput(String prefix) {
       for (Topic topic : Topic.values()) {
@@ -237,32 +244,43 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
     }
 
     void begin(long operatorWatermarkMs, MapView<Long, byte[]> pairPayloads) {
-      watermarkMs = operatorWatermarkMs;
+      if (watermark == null || watermarkMs != operatorWatermarkMs) {
+        watermarkMs = operatorWatermarkMs;
+        watermark = ascii(watermarkMs == Long.MIN_VALUE ? -1 : watermarkMs);
+      }
       payloads = pairPayloads;
     }
 
     @Override
-    public void emit(Topic topic, byte[] key, byte[] value, About about, String reason) {
+    public void emit(
+        Topic topic,
+        byte[] key,
+        byte[] value,
+        boolean conversion,
+        int partition,
+        long offset,
+        long eventMs,
+        long producedMs,
+        String reason) {
       long joinedMs = System.currentTimeMillis();
-      Map<StringData, byte[]> headers = new LinkedHashMap<>(12);
-      headers.put(HEADERS[0], about.conversion() ? CONVERSIONS : IMPRESSIONS);
-      headers.put(HEADERS[1], ascii(about.partition()));
-      headers.put(HEADERS[2], ascii(about.offset()));
-      headers.put(HEADERS[3], ascii(watermarkMs == Long.MIN_VALUE ? -1 : watermarkMs));
-      headers.put(HEADERS[4], ascii(about.eventMs()));
-      headers.put(HEADERS[5], ascii(about.producedMs()));
-      headers.put(HEADERS[6], ascii(joinedMs));
+      Object[] headers = new Object[reason == null ? 7 : 8];
+      headers[0] = conversion ? CONVERSIONS : IMPRESSIONS;
+      headers[1] = ascii(partition);
+      headers[2] = ascii(offset);
+      headers[3] = watermark;
+      headers[4] = ascii(eventMs);
+      headers[5] = ascii(producedMs);
+      headers[6] = ascii(joinedMs);
       if (reason != null) {
-        headers.put(REASON, ascii(reason));
+        headers[7] = ascii(reason);
       }
-      metrics.emitted(topic, about, joinedMs);
-      collect(
-          GenericRowData.of(topics[topic.ordinal()], key, value, new GenericMapData(headers)));
+      metrics.emitted(topic, conversion, producedMs, joinedMs);
+      collect(GenericRowData.of(topics[topic.ordinal()], key, value, new HeaderRow(headers)));
     }
 
     @Override
-    public void countSampled() {
-      metrics.sampled();
+    public void countClosed(boolean sampled) {
+      metrics.closed(sampled);
     }
 
     @Override
@@ -292,8 +310,8 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
       }
     }
 
-    private static byte[] ascii(long number) {
-      return Long.toString(number).getBytes(StandardCharsets.US_ASCII);
+    private byte[] ascii(long number) {
+      return digits.reset().decimal(number).toBytes();
     }
 
     private static byte[] ascii(String text) {

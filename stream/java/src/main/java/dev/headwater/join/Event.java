@@ -1,14 +1,18 @@
 package dev.headwater.join;
 
-/** One decoded event; `named` is a conversion's impression_id, null where it names none. */
+/**
+ * One decoded event; ids are UTF-8. `named` is a conversion's impression_id, null where it names
+ * none; `kind` is null in an impression, `domain` in a conversion.
+ */
 record Event(
     boolean conversion,
-    String id,
-    String userId,
-    String itemId,
+    byte[] id,
+    byte[] userId,
+    byte[] itemId,
     long eventMs,
-    String kind,
-    String named,
+    Kind kind,
+    byte[] named,
+    byte[] domain,
     Double value,
     byte[] payload,
     int partition,

@@ -21,14 +21,20 @@ final class EventDeserializer implements DeserializationSchema<RowData> {
   private final String stream;
   private final Set<String> kinds;
   private final int bytesMax;
+  private final boolean withDomain;
   private final TypeInformation<RowData> producedType;
   private transient EventScanner scanner;
 
   EventDeserializer(
-      String stream, Set<String> kinds, int bytesMax, TypeInformation<RowData> producedType) {
+      String stream,
+      Set<String> kinds,
+      int bytesMax,
+      boolean withDomain,
+      TypeInformation<RowData> producedType) {
     this.stream = stream;
     this.kinds = kinds;
     this.bytesMax = bytesMax;
+    this.withDomain = withDomain;
     this.producedType = producedType;
   }
 
@@ -39,7 +45,7 @@ final class EventDeserializer implements DeserializationSchema<RowData> {
           (Object) (message != null && message.length > KEY_BYTES_MAX ? null : message));
     }
     if (scanner == null) {
-      scanner = new EventScanner(stream.equals("conversions"), kinds);
+      scanner = new EventScanner(stream.equals("conversions"), kinds, withDomain);
     }
     GenericRowData row = new GenericRowData(ARITY);
     row.setField(7, message);
@@ -54,14 +60,18 @@ final class EventDeserializer implements DeserializationSchema<RowData> {
       row.setField(8, StringData.fromString(bad.getMessage()));
       return row;
     }
-    row.setField(0, StringData.fromString(scanner.id));
-    row.setField(1, StringData.fromString(scanner.userId));
-    row.setField(2, StringData.fromString(scanner.itemId));
+    row.setField(0, StringData.fromBytes(scanner.id));
+    row.setField(1, StringData.fromBytes(scanner.userId));
+    row.setField(2, StringData.fromBytes(scanner.itemId));
     row.setField(3, scanner.eventMs);
-    row.setField(4, StringData.fromString(scanner.kind));
-    row.setField(5, StringData.fromString(scanner.named));
+    row.setField(4, text(scanner.kind));
+    row.setField(5, text(scanner.named));
     row.setField(6, scanner.value);
     return row;
+  }
+
+  private static StringData text(byte[] bytes) {
+    return bytes == null ? null : StringData.fromBytes(bytes);
   }
 
   /**

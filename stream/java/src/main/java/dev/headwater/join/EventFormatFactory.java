@@ -18,7 +18,8 @@ import org.apache.flink.table.types.DataType;
 /**
  * The SQL format {@code headwater-event}: one row per Kafka record, whatever its bytes are.
  *
- * <p>{@code stream} = impressions | conversions gives the columns of {@link EventDeserializer};
+ * <p>{@code stream} = impressions | conversions gives the columns of {@link EventDeserializer}
+ * ({@code with-domain}: an impression's domain in the column {@code kind});
  * {@code stream} = key passes a record's key, null included, which the built-in raw format drops.
  */
 public final class EventFormatFactory implements DeserializationFormatFactory {
@@ -28,6 +29,8 @@ public final class EventFormatFactory implements DeserializationFormatFactory {
       ConfigOptions.key("kinds").stringType().defaultValue("");
   private static final ConfigOption<Integer> BYTES_MAX =
       ConfigOptions.key("bytes-max").intType().defaultValue(Integer.MAX_VALUE);
+  private static final ConfigOption<Boolean> WITH_DOMAIN =
+      ConfigOptions.key("with-domain").booleanType().defaultValue(false);
 
   @Override
   public DecodingFormat<DeserializationSchema<RowData>> createDecodingFormat(
@@ -35,13 +38,18 @@ public final class EventFormatFactory implements DeserializationFormatFactory {
     FactoryUtil.validateFactoryOptions(this, options);
     String stream = options.get(STREAM);
     int bytesMax = options.get(BYTES_MAX);
+    boolean withDomain = options.get(WITH_DOMAIN);
     Set<String> kinds = new TreeSet<>(Set.of(options.get(KINDS).split(",")));
     return new DecodingFormat<>() {
       @Override
       public DeserializationSchema<RowData> createRuntimeDecoder(
           DynamicTableSource.Context sourceContext, DataType physicalType) {
         return new EventDeserializer(
-            stream, kinds, bytesMax, sourceContext.createTypeInformation(physicalType));
+            stream,
+            kinds,
+            bytesMax,
+            withDomain,
+            sourceContext.createTypeInformation(physicalType));
       }
 
       @Override
@@ -63,6 +71,6 @@ public final class EventFormatFactory implements DeserializationFormatFactory {
 
   @Override
   public Set<ConfigOption<?>> optionalOptions() {
-    return Set.of(KINDS, BYTES_MAX);
+    return Set.of(KINDS, BYTES_MAX, WITH_DOMAIN);
   }
 }

@@ -1,5 +1,7 @@
 package dev.headwater.join;
 
+import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 import java.util.Set;
 
 /**
@@ -12,7 +14,8 @@ final class EventScanner {
   private static final String[] IMPRESSION_FIELDS = {
     "impression_id", "user_id", "item_id", "event_ms", "domain", "features",
     // the join writes these into the sample, so an impression must not bring its own
-    "produced_ms", "labels", "delays_ms", "values", "keep_rate", "state", "elapsed_ms", "revision"
+    "produced_ms", "labels", "delays_ms", "values", "counts", "keep_rate", "kept", "delayed",
+    "state", "elapsed_ms", "revision"
   };
   private static final int ID_CHARS_MAX = 4096; // ids are keys: beside a value they must fit a record
   private static final int IMPRESSION_REQUIRED = 6;
@@ -23,21 +26,27 @@ final class EventScanner {
 
   private final boolean conversions;
   private final Set<String> kinds;
+  private final byte[][] kindNames;
+  private final boolean withDomain;
   private final String[] fields;
   private final int required;
   private final JsonCursor cursor = new JsonCursor();
 
-  String id;
-  String userId;
-  String itemId;
+  byte[] id;
+  byte[] userId;
+  byte[] itemId;
   long eventMs;
-  String kind;
-  String named;
+  /** Of an impression its domain, where asked for. */
+  byte[] kind;
+  byte[] named;
   Double value;
 
-  EventScanner(boolean conversions, Set<String> kinds) {
+  EventScanner(boolean conversions, Set<String> kinds, boolean withDomain) {
     this.conversions = conversions;
     this.kinds = kinds;
+    this.withDomain = withDomain;
+    this.kindNames =
+        kinds.stream().map(kind -> kind.getBytes(StandardCharsets.UTF_8)).toArray(byte[][]::new);
     this.fields = conversions ? CONVERSION_FIELDS : IMPRESSION_FIELDS;
     this.required = conversions ? CONVERSION_REQUIRED : IMPRESSION_REQUIRED;
   }
@@ -114,7 +123,11 @@ final class EventScanner {
 
   private void readImpressionField(int field) throws BadEvent {
     if (field == 4 && cursor.peek() == '"') {
-      cursor.skipString();
+      if (withDomain) {
+        kind = cursor.readString();
+      } else {
+        cursor.skipString();
+      }
     } else if (field == 5 && cursor.peek() == '{') {
       cursor.skipValue(1);
     } else {
@@ -129,8 +142,9 @@ final class EventScanner {
         throw wrong(field);
       }
       kind = cursor.readString();
-      if (!kinds.contains(kind)) {
-        throw new BadEvent("kind: expected one of " + String.join(", ", kinds) + ", got " + kind);
+      if (!isKind()) {
+        String got = new String(kind, StandardCharsets.UTF_8);
+        throw new BadEvent("kind: expected one of " + String.join(", ", kinds) + ", got " + got);
       }
     } else if (next == 'n') {
       cursor.skipWord("null");
@@ -145,19 +159,37 @@ final class EventScanner {
     }
   }
 
-  private String identifier(int field) throws BadEvent {
+  private boolean isKind() {
+    for (byte[] name : kindNames) {
+      if (Arrays.equals(name, kind)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  private byte[] identifier(int field) throws BadEvent {
     if (cursor.peek() != '"') {
       throw wrong(field);
     }
-    String text = cursor.readString();
-    if (text.isEmpty()) {
+    byte[] text = cursor.readString();
+    if (text.length == 0) {
       throw new BadEvent(fields[field] + ": expected " + expected(field) + ", got an empty one");
     }
-    if (text.length() > ID_CHARS_MAX && text.codePointCount(0, text.length()) > ID_CHARS_MAX) {
+    if (text.length > ID_CHARS_MAX && characters(text) > ID_CHARS_MAX) {
       throw new BadEvent(
           fields[field] + ": expected at most " + ID_CHARS_MAX + " characters, got more");
     }
     return text;
+  }
+
+  /** Code points of UTF-8. */
+  private static int characters(byte[] text) {
+    int count = 0;
+    for (byte c : text) {
+      count += (c & 0xc0) == 0x80 ? 0 : 1;
+    }
+    return count;
   }
 
   private long eventTime(int field) throws BadEvent {

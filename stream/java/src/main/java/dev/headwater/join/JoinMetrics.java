@@ -21,6 +21,7 @@ final class JoinMetrics {
   private final Map<JoinOutput.Topic, Counter> conversions =
       new EnumMap<>(JoinOutput.Topic.class);
   private final Counter sampled;
+  private final Counter sampledOut;
   private final Counter[] latencyBuckets = new Counter[LATENCY_BUCKETS_MS.length];
   private final Counter latencyCount;
   private final Counter latencySumMs;
@@ -42,6 +43,7 @@ final class JoinMetrics {
       conversions.put(topic, group.counter("conversions_" + verdict));
     }
     sampled = group.counter("impressions_sampled");
+    sampledOut = group.counter("impressions_sampled_out");
     for (int i = 0; i < latencyBuckets.length; i++) {
       latencyBuckets[i] = group.counter("latency_le_" + LATENCY_BUCKETS_MS[i]);
     }
@@ -59,14 +61,14 @@ final class JoinMetrics {
     newestEventMs = Math.max(newestEventMs, eventMs);
   }
 
-  void sampled() {
-    sampled.inc();
+  void closed(boolean asSample) {
+    (asSample ? sampled : sampledOut).inc();
   }
 
-  void emitted(JoinOutput.Topic topic, JoinOutput.About about, long joinedMs) {
-    (about.conversion() ? conversions : impressions).get(topic).inc();
+  void emitted(JoinOutput.Topic topic, boolean conversion, long producedMs, long joinedMs) {
+    (conversion ? conversions : impressions).get(topic).inc();
     if (topic == JoinOutput.Topic.ATTRIBUTIONS) {
-      long delayMs = joinedMs - about.producedMs();
+      long delayMs = joinedMs - producedMs;
       latencyCount.inc();
       latencySumMs.inc(delayMs);
       for (int i = 0; i < latencyBuckets.length; i++) {

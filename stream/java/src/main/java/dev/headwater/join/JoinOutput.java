@@ -13,16 +13,22 @@ interface JoinOutput {
   }
 
   /**
-   * Source coordinates and times of the event that a record is about; times of the newest event in a
-   * sample.
+   * One record about the event at the source coordinates; the times are those of the newest event in a
+   * sample. `reason` is null for samples and attributions.
    */
-  record About(boolean conversion, int partition, long offset, long eventMs, long producedMs) {}
+  void emit(
+      Topic topic,
+      byte[] key,
+      byte[] value,
+      boolean conversion,
+      int partition,
+      long offset,
+      long eventMs,
+      long producedMs,
+      String reason);
 
-  /** One record; `reason` is null for samples and attributions. */
-  void emit(Topic topic, byte[] key, byte[] value, About about, String reason);
-
-  /** An impression's last window closed: its final sample was emitted. */
-  void countSampled();
+  /** An impression's last window closed: its final sample was emitted, or was sampled out. */
+  void countClosed(boolean sampled);
 
   byte[] load(long number);
 

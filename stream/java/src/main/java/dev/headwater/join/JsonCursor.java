@@ -1,6 +1,7 @@
 package dev.headwater.join;
 
 import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 
 /**
  * Walks the bytes of one JSON text strictly: RFC 8259 grammar, valid UTF-8, paired surrogates, finite
@@ -61,7 +62,11 @@ final class JsonCursor {
     expect('"');
     escaped = false;
     int start = at;
-    while (at < bytes.length) {
+    while (true) {
+      at = plain(bytes, at);
+      if (at == bytes.length) {
+        break;
+      }
       int c = bytes[at];
       if (c == '"') {
         at++;
@@ -70,8 +75,6 @@ final class JsonCursor {
       if (c == '\\') {
         escaped = true;
         skipEscape();
-      } else if (c >= 0x20) {
-        at++;
       } else if (c >= 0) {
         throw new BadEvent("json: expected no control character in a string, got " + here());
       } else {
@@ -81,12 +84,24 @@ final class JsonCursor {
     throw new BadEvent("json: expected '\"', got the end of the bytes");
   }
 
-  /** Consumes a string and returns its text. */
-  String readString() throws BadEvent {
+  /** The first position from `from` that is not a plain ASCII character of a string. */
+  private static int plain(byte[] text, int from) {
+    for (int i = from; i < text.length; i++) {
+      int c = text[i];
+      if (c < 0x20 || c == '"' || c == '\\') {
+        return i;
+      }
+    }
+    return text.length;
+  }
+
+  /** Consumes a string and returns its text in UTF-8. */
+  byte[] readString() throws BadEvent {
     int start = skipString();
-    int length = at - 1 - start;
-    String raw = new String(bytes, start, length, StandardCharsets.UTF_8);
-    return escaped ? unescape(raw) : raw;
+    if (!escaped) {
+      return Arrays.copyOfRange(bytes, start, at - 1);
+    }
+    return unescape(text(start, at - 1)).getBytes(StandardCharsets.UTF_8);
   }
 
   /** Whether the string read last (content from `start`) is exactly the ASCII `name`. */

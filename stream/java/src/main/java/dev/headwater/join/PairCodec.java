@@ -1,232 +1,277 @@
 package dev.headwater.join;
 
-import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
 
 /**
- * {@link PairState} to bytes and back: small numbers take one byte, times are written as they are.
+ * {@link PairState} to bytes and back: small numbers take one byte, payloads are not copied when read.
  * The first byte is the layout version; a layout this build does not know is refused.
+ *
+ * <p>A pair of few parts is one value, `pair`. Of a spread pair `pair` holds the header only, and each
+ * entry is a value of its own, with a tag that says what it is.
  */
 final class PairCodec {
-  private static final int VERSION = 1;
+  /** 1: no counts, no kept negatives, payloads apart only. */
+  static final int VERSION = 2;
 
-  private byte[] buffer = new byte[512];
+  private static final int IMPRESSION = 'i';
+  private static final int LABEL = 'l';
+  private static final int WAITING = 'w';
+  private static final int SEEN = 's';
+
+  private final List<Kind> kinds;
+  private final ByteWriter out = new ByteWriter();
+  private byte[] in = {};
   private int at;
 
-  /** A fresh array; the heap state backend keeps it, so it is never written again. */
-  byte[] encode(PairState state) {
-    at = 0;
-    number(VERSION);
-    string(state.userId);
-    string(state.itemId);
-    number(state.timerMs);
-    number(state.payloadNext);
-    number(state.open.size());
-    for (PairState.Impression impression : state.open) {
-      encode(impression);
-    }
-    number(state.waiting.size());
-    for (PairState.Waiting waiting : state.waiting) {
-      encode(waiting);
-    }
-    number(state.seen.size());
-    for (PairState.Seen seen : state.seen) {
-      flag(seen.conversion());
-      string(seen.id());
-      number(seen.eventMs());
-    }
-    return Arrays.copyOf(buffer, at);
+  PairCodec(List<Kind> kinds) {
+    this.kinds = kinds;
   }
 
+  /** The pair's own value. */
+  byte[] encode(PairState state) {
+    out.reset().varint(VERSION).flag(state.spread).sized(state.userId).sized(state.itemId);
+    out.varint(state.timerMs).varint(state.numberNext);
+    if (state.spread) {
+      return out.toBytes();
+    }
+    out.varint(state.open.size());
+    for (PairState.Impression impression : state.open) {
+      write(impression);
+      out.varint(impression.labels.size());
+      impression.labels.forEach(this::write);
+    }
+    out.varint(state.waiting.size());
+    state.waiting.forEach(this::write);
+    out.varint(state.seen.size());
+    state.seen.forEach(this::write);
+    return out.toBytes();
+  }
+
+  /** The pair, or of a spread pair its header. */
   PairState decode(byte[] bytes) {
     PairState state = new PairState();
     if (bytes == null) {
       return state;
     }
-    buffer = bytes.length > buffer.length ? new byte[bytes.length * 2] : buffer;
-    System.arraycopy(bytes, 0, buffer, 0, bytes.length);
+    in = bytes;
     at = 0;
-    long version = number();
+    long version = varint();
     if (version != VERSION) {
-      throw new IllegalStateException(
-          "join state: expected layout " + VERSION + ", got " + version
-              + "; restore it with the release that wrote it, or replay from the topics");
+      throw new JoinStateVersion(version);
     }
-    state.userId = string();
-    state.itemId = string();
-    state.timerMs = number();
-    state.payloadNext = number();
-    for (long left = number(); left > 0; left--) {
-      state.open.add(impression());
+    state.spread = flag();
+    state.userId = sized();
+    state.itemId = sized();
+    state.timerMs = varint();
+    state.numberNext = varint();
+    if (state.spread) {
+      return state;
     }
-    for (long left = number(); left > 0; left--) {
+    for (long left = varint(); left > 0; left--) {
+      PairState.Impression impression = impression();
+      state.open.add(impression);
+      for (long labels = varint(); labels > 0; labels--) {
+        impression.labels.add(label());
+      }
+    }
+    for (long left = varint(); left > 0; left--) {
       state.waiting.add(waiting());
     }
-    for (long left = number(); left > 0; left--) {
-      state.seen.add(new PairState.Seen(flag(), string(), number()));
+    for (long left = varint(); left > 0; left--) {
+      state.seen.add(seen());
     }
     return state;
   }
 
-  private void encode(PairState.Impression impression) {
-    string(impression.id);
-    number(impression.eventMs);
-    number(impression.producedMs);
-    number(impression.partition);
-    number(impression.offset);
-    payload(impression.payload);
-    flag(impression.earlyDone);
-    number(impression.revisions);
-    number(impression.newestEventMs);
-    number(impression.newestProducedMs);
-    number(impression.labels.size());
-    for (PairState.Label label : impression.labels) {
-      string(label.kind);
-      string(label.conversionId);
-      number(label.eventMs);
-      number(label.producedMs);
-      value(label.value);
-      flag(label.told);
+  byte[] entry(PairState.Impression impression) {
+    out.reset().octet(IMPRESSION);
+    write(impression);
+    return out.toBytes();
+  }
+
+  byte[] entry(PairState.Label label, long owner) {
+    out.reset().octet(LABEL).varint(owner);
+    write(label);
+    return out.toBytes();
+  }
+
+  byte[] entry(PairState.Waiting waiting) {
+    out.reset().octet(WAITING);
+    write(waiting);
+    return out.toBytes();
+  }
+
+  byte[] entry(PairState.Seen seen) {
+    out.reset().octet(SEEN);
+    write(seen);
+    return out.toBytes();
+  }
+
+  /** Whether `bytes` are a label, which needs its impression to be there before it. */
+  static boolean isLabel(byte[] bytes) {
+    return bytes[0] == LABEL;
+  }
+
+  /** Adds a stored entry, which is no label, to the state. */
+  void decodeEntry(PairState state, long number, byte[] bytes) {
+    in = bytes;
+    at = 1;
+    PairState.Entry entry;
+    switch (bytes[0]) {
+      case IMPRESSION -> state.open.add((PairState.Impression) (entry = impression()));
+      case WAITING -> state.waiting.add((PairState.Waiting) (entry = waiting()));
+      case SEEN -> state.seen.add((PairState.Seen) (entry = seen()));
+      default -> throw new IllegalStateException("join state: unknown entry tag " + bytes[0]);
+    }
+    entry.number = number;
+    entry.dirty = false;
+  }
+
+  /** Adds a stored label to its impression. */
+  void decodeLabel(Map<Long, PairState.Impression> impressions, long number, byte[] bytes) {
+    in = bytes;
+    at = 1;
+    PairState.Impression owner = impressions.get(varint());
+    PairState.Label label = label();
+    label.number = number;
+    label.dirty = false;
+    owner.labels.add(label);
+  }
+
+  private void write(PairState.Impression impression) {
+    out.sized(impression.id).varint(impression.eventMs).varint(impression.producedMs);
+    out.varint(impression.partition).varint(impression.offset);
+    write(impression.payload);
+    boolean sampled = impression.keepRate != 1.0;
+    out.octet(
+        (impression.earlyDone ? 1 : 0) | (impression.kept ? 2 : 0) | (sampled ? 4 : 0));
+    if (sampled) {
+      out.varint(Double.doubleToRawLongBits(impression.keepRate));
     }
   }
 
   private PairState.Impression impression() {
     PairState.Impression impression = new PairState.Impression();
-    impression.id = string();
-    impression.eventMs = number();
-    impression.producedMs = number();
-    impression.partition = (int) number();
-    impression.offset = number();
+    impression.id = sized();
+    impression.eventMs = varint();
+    impression.producedMs = varint();
+    impression.partition = (int) varint();
+    impression.offset = varint();
     impression.payload = payload();
-    impression.earlyDone = flag();
-    impression.revisions = (int) number();
-    impression.newestEventMs = number();
-    impression.newestProducedMs = number();
-    for (long left = number(); left > 0; left--) {
-      PairState.Label label = new PairState.Label();
-      label.kind = string();
-      label.conversionId = string();
-      label.eventMs = number();
-      label.producedMs = number();
-      label.value = value();
-      label.told = flag();
-      impression.labels.add(label);
-    }
+    int flags = in[at++];
+    impression.earlyDone = (flags & 1) != 0;
+    impression.kept = (flags & 2) != 0;
+    impression.keepRate = (flags & 4) != 0 ? Double.longBitsToDouble(varint()) : 1.0;
     return impression;
   }
 
-  private void encode(PairState.Waiting waiting) {
-    string(waiting.id);
-    flag(waiting.named != null);
+  private void write(PairState.Label label) {
+    out.sized(label.kind.name).sized(label.id).varint(label.eventMs).varint(label.producedMs);
+    write(label.value);
+    out.octet((label.early ? 1 : 0) | (label.corrected ? 2 : 0));
+  }
+
+  private PairState.Label label() {
+    PairState.Label label = new PairState.Label();
+    label.kind = kind();
+    label.id = sized();
+    label.eventMs = varint();
+    label.producedMs = varint();
+    label.value = value();
+    int flags = in[at++];
+    label.early = (flags & 1) != 0;
+    label.corrected = (flags & 2) != 0;
+    return label;
+  }
+
+  private void write(PairState.Waiting waiting) {
+    out.sized(waiting.id).flag(waiting.named != null);
     if (waiting.named != null) {
-      string(waiting.named);
+      out.sized(waiting.named);
     }
-    string(waiting.kind);
-    number(waiting.eventMs);
-    number(waiting.producedMs);
-    number(waiting.partition);
-    number(waiting.offset);
-    value(waiting.value);
-    payload(waiting.payload);
+    out.sized(waiting.kind.name).varint(waiting.eventMs).varint(waiting.producedMs);
+    out.varint(waiting.partition).varint(waiting.offset);
+    write(waiting.value);
+    write(waiting.payload);
   }
 
   private PairState.Waiting waiting() {
     PairState.Waiting waiting = new PairState.Waiting();
-    waiting.id = string();
-    waiting.named = flag() ? string() : null;
-    waiting.kind = string();
-    waiting.eventMs = number();
-    waiting.producedMs = number();
-    waiting.partition = (int) number();
-    waiting.offset = number();
+    waiting.id = sized();
+    waiting.named = flag() ? sized() : null;
+    waiting.kind = kind();
+    waiting.eventMs = varint();
+    waiting.producedMs = varint();
+    waiting.partition = (int) varint();
+    waiting.offset = varint();
     waiting.value = value();
     waiting.payload = payload();
     return waiting;
   }
 
-  private void payload(PairState.Payload payload) {
-    flag(payload.inline() != null);
-    if (payload.inline() != null) {
-      bytes(payload.inline());
+  private void write(PairState.Seen seen) {
+    out.flag(seen.conversion).sized(seen.id).varint(seen.eventMs);
+  }
+
+  private PairState.Seen seen() {
+    return new PairState.Seen(flag(), sized(), varint());
+  }
+
+  private void write(PairState.Payload payload) {
+    out.flag(payload.inline());
+    if (payload.inline()) {
+      out.varint(payload.length()).raw(payload.bytes(), payload.from(), payload.length());
     } else {
-      number(payload.number());
+      out.varint(payload.number());
     }
   }
 
   private PairState.Payload payload() {
-    return flag() ? new PairState.Payload(bytes(), 0) : new PairState.Payload(null, number());
+    if (!flag()) {
+      return new PairState.Payload(null, 0, 0, varint());
+    }
+    int length = (int) varint();
+    at += length;
+    return new PairState.Payload(in, at - length, length, 0);
   }
 
-  private void value(Double value) {
-    flag(value != null);
+  private void write(Double value) {
+    out.flag(value != null);
     if (value != null) {
-      number(Double.doubleToRawLongBits(value));
+      out.varint(Double.doubleToRawLongBits(value));
     }
   }
 
   private Double value() {
-    return flag() ? Double.valueOf(Double.longBitsToDouble(number())) : null;
+    return flag() ? Double.valueOf(Double.longBitsToDouble(varint())) : null;
   }
 
-  private void string(String text) {
-    bytes(text.getBytes(StandardCharsets.UTF_8));
-  }
-
-  private String string() {
-    int length = (int) number();
-    String text = new String(buffer, at, length, StandardCharsets.UTF_8);
+  private Kind kind() {
+    int length = (int) varint();
     at += length;
-    return text;
+    return Kind.of(kinds, in, at - length, at);
   }
 
-  private void bytes(byte[] content) {
-    number(content.length);
-    room(content.length);
-    System.arraycopy(content, 0, buffer, at, content.length);
-    at += content.length;
-  }
-
-  private byte[] bytes() {
-    int length = (int) number();
-    byte[] content = Arrays.copyOfRange(buffer, at, at + length);
+  private byte[] sized() {
+    int length = (int) varint();
     at += length;
-    return content;
-  }
-
-  private void flag(boolean value) {
-    room(1);
-    buffer[at++] = (byte) (value ? 1 : 0);
+    return Arrays.copyOfRange(in, at - length, at);
   }
 
   private boolean flag() {
-    return buffer[at++] != 0;
+    return in[at++] != 0;
   }
 
-  /** Seven bits a byte, lowest first; a negative number takes ten bytes. */
-  private void number(long value) {
-    room(10);
-    long rest = value;
-    while ((rest & ~0x7fL) != 0) {
-      buffer[at++] = (byte) (rest | 0x80);
-      rest >>>= 7;
-    }
-    buffer[at++] = (byte) rest;
-  }
-
-  private long number() {
+  private long varint() {
     long value = 0;
     for (int shift = 0; ; shift += 7) {
-      byte next = buffer[at++];
+      byte next = in[at++];
       value |= (next & 0x7fL) << shift;
       if (next >= 0) {
         return value;
       }
-    }
-  }
-
-  private void room(int wanted) {
-    if (at + wanted > buffer.length) {
-      buffer = Arrays.copyOf(buffer, Math.max(buffer.length * 2, at + wanted));
     }
   }
 }

@@ -2,8 +2,8 @@ package dev.headwater.join;
 
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
-import java.util.Set;
 
 /**
  * The verdicts of one (user, item) pair, as a state machine that knows neither Flink nor Kafka.
@@ -14,18 +14,20 @@ import java.util.Set;
  */
 final class PairJoin {
   /** Larger payloads are kept apart, so that they are not rewritten at each touch of the pair. */
-  private static final int INLINE_BYTES_MAX = 1024;
+  private static final int INLINE_BYTES_MAX = 4096;
 
   private static final int INLINE_ENTRIES_MAX = 4;
 
   private final JoinSettings settings;
   private final long longestMs;
   private final JoinOutput output;
+  private final SampleWriter writer;
 
   PairJoin(JoinSettings settings, JoinOutput output) {
     this.settings = settings;
     this.longestMs = settings.longestWindowMs();
     this.output = output;
+    this.writer = new SampleWriter(settings);
   }
 
   /** Judges `event`, which arrives when the operator's watermark is `watermarkMs`. */
@@ -36,7 +38,8 @@ final class PairJoin {
       state.itemId = event.itemId();
     }
     if (isDuplicate(state, event)) {
-      aside(JoinOutput.Topic.DUPLICATES, event, "id: expected one not seen before, got " + event.id());
+      String reason = "id: expected one not seen before, got " + text(event.id());
+      aside(JoinOutput.Topic.DUPLICATES, event, reason);
     } else if (event.conversion()) {
       onConversion(state, event, watermarkMs);
     } else {
@@ -47,9 +50,9 @@ final class PairJoin {
   /** Does all that is due once event time has reached `watermarkMs`. */
   void onWatermark(PairState state, long watermarkMs) {
     while (true) {
-      PairState.Waiting conversion = firstWaiting(state);
-      PairState.Impression early = firstEarly(state);
-      PairState.Impression closing = firstOpen(state);
+      PairState.Waiting conversion = state.firstWaiting();
+      PairState.Impression early = settings.correct() ? state.firstEarly() : null;
+      PairState.Impression closing = state.firstOpen();
       long conversionMs = conversion == null ? Long.MAX_VALUE : conversion.eventMs;
       long earlyMs = early == null ? Long.MAX_VALUE : early.eventMs + settings.elapsedMs();
       long closingMs = closing == null ? Long.MAX_VALUE : closing.eventMs + longestMs;
@@ -65,7 +68,11 @@ final class PairJoin {
         close(state, closing);
       }
     }
-    state.seen.removeIf(seen -> watermarkMs > retainedMs(seen));
+    for (int i = state.seen.size() - 1; i >= 0; i--) {
+      if (watermarkMs > retainedMs(state.seen.get(i).eventMs)) {
+        drop(state, state.seen.remove(i));
+      }
+    }
   }
 
   /** The next event time at which something is due, or {@link PairState#NO_TIMER}. */
@@ -78,26 +85,48 @@ final class PairJoin {
       boolean awaitsEarly = settings.correct() && !open.earlyDone;
       due = Math.min(due, open.eventMs + (awaitsEarly ? settings.elapsedMs() : longestMs));
     }
-    for (PairState.Seen seen : state.seen) {
-      due = Math.min(due, retainedMs(seen) + 1);
+    if (due == PairState.NO_TIMER) {
+      // Nothing else brings us back: come once, when the last id may be forgotten.
+      for (PairState.Seen seen : state.seen) {
+        long forgetMs = retainedMs(seen.eventMs) + 1;
+        due = due == PairState.NO_TIMER ? forgetMs : Math.max(due, forgetMs);
+      }
     }
     return due;
   }
 
-  private long retainedMs(PairState.Seen seen) {
-    return seen.eventMs() + longestMs + settings.latenessMs();
+  private long retainedMs(long eventMs) {
+    return eventMs + longestMs + settings.latenessMs();
   }
 
   private static boolean isDuplicate(PairState state, Event event) {
+    byte[] id = event.id();
     for (PairState.Seen seen : state.seen) {
-      if (seen.conversion() == event.conversion() && seen.id().equals(event.id())) {
+      if (seen.conversion == event.conversion() && Arrays.equals(seen.id, id)) {
         return true;
       }
     }
-    if (event.conversion()) {
-      return state.waiting.stream().anyMatch(waiting -> waiting.id.equals(event.id()));
+    for (PairState.Impression open : state.open) {
+      if (!event.conversion()) {
+        if (Arrays.equals(open.id, id)) {
+          return true;
+        }
+        continue;
+      }
+      for (PairState.Label label : open.labels) {
+        if (Arrays.equals(label.id, id)) {
+          return true;
+        }
+      }
     }
-    return state.open.stream().anyMatch(open -> open.id.equals(event.id()));
+    if (event.conversion()) {
+      for (PairState.Waiting waiting : state.waiting) {
+        if (Arrays.equals(waiting.id, id)) {
+          return true;
+        }
+      }
+    }
+    return false;
   }
 
   private void onImpression(PairState state, Event event, long watermarkMs) {
@@ -112,16 +141,18 @@ final class PairJoin {
     impression.partition = event.partition();
     impression.offset = event.offset();
     impression.payload = keep(state, event.payload());
-    impression.newestEventMs = event.eventMs();
-    impression.newestProducedMs = event.producedMs();
+    impression.keepRate = settings.keepRate(event.domain());
+    impression.kept = JoinSettings.negativesKept(event.id(), impression.keepRate);
     state.open.add(impression);
     List<PairState.Waiting> own = new ArrayList<>(0);
     for (PairState.Waiting waiting : state.waiting) {
-      if (event.id().equals(waiting.named) && within(impression, waiting)) {
+      if (waiting.named != null
+          && Arrays.equals(event.id(), waiting.named)
+          && within(impression, waiting)) {
         own.add(waiting);
       }
     }
-    own.sort(PairJoin::byTime);
+    own.sort(PairState.Waiting.BY_TIME);
     own.forEach(waiting -> attribute(state, impression, waiting));
     if (settings.correct() && settings.elapsedMs() == 0) {
       sampleEarly(state, impression);
@@ -161,21 +192,24 @@ final class PairJoin {
       return;
     }
     String wanted =
-        conversion.named == null ? "at or before it" : "with impression_id " + conversion.named;
+        conversion.named == null
+            ? "at or before it"
+            : "with impression_id " + text(conversion.named);
     state.waiting.remove(conversion);
-    JoinOutput.About about =
-        new JoinOutput.About(
-            true,
-            conversion.partition,
-            conversion.offset,
-            conversion.eventMs,
-            conversion.producedMs);
     String reason =
         "impression: expected one of this user and item " + wanted + " within the window of "
             + conversion.kind + ", got none";
     output.emit(
-        JoinOutput.Topic.ORPHANS, pairKey(state), take(conversion.payload), about, reason);
-    state.seen.add(new PairState.Seen(true, conversion.id, conversion.eventMs));
+        JoinOutput.Topic.ORPHANS,
+        pairKey(state.userId, state.itemId),
+        bytes(take(conversion.payload)),
+        true,
+        conversion.partition,
+        conversion.offset,
+        conversion.eventMs,
+        conversion.producedMs,
+        reason);
+    remember(state, conversion, new PairState.Seen(true, conversion.id, conversion.eventMs));
   }
 
   /** The open impression that the conversion belongs to by the rules of attribution, or null. */
@@ -187,8 +221,8 @@ final class PairJoin {
               ? open.eventMs <= conversion.eventMs
                   && (owner == null
                       || open.eventMs > owner.eventMs
-                      || (open.eventMs == owner.eventMs && PairState.compareIds(open.id, owner.id) > 0))
-              : open.id.equals(conversion.named);
+                      || (open.eventMs == owner.eventMs && JoinSettings.compareIds(open.id, owner.id) > 0))
+              : Arrays.equals(open.id, conversion.named);
       owner = candidate ? open : owner;
     }
     return owner != null && within(owner, conversion) ? owner : null;
@@ -196,148 +230,140 @@ final class PairJoin {
 
   private boolean within(PairState.Impression impression, PairState.Waiting conversion) {
     long delayMs = conversion.eventMs - impression.eventMs;
-    Long windowMs = settings.windowMsByKind().get(conversion.kind);
-    return windowMs != null && delayMs >= 0 && delayMs <= windowMs;
+    return delayMs >= 0 && delayMs <= conversion.kind.windowMs;
   }
 
   private void attribute(
       PairState state, PairState.Impression impression, PairState.Waiting conversion) {
+    PairState.Label label = new PairState.Label();
     if (state.waiting.remove(conversion)) {
       take(conversion.payload);
+      label.number = conversion.number;
     }
-    state.seen.add(new PairState.Seen(true, conversion.id, conversion.eventMs));
+    label.kind = conversion.kind;
+    label.id = conversion.id;
+    label.eventMs = conversion.eventMs;
+    label.producedMs = conversion.producedMs;
+    label.value = conversion.value;
     output.emit(
         JoinOutput.Topic.ATTRIBUTIONS,
-        conversion.id.getBytes(StandardCharsets.UTF_8),
-        Json.attribution(conversion.id, impression.id, conversion.kind),
-        new JoinOutput.About(
-            true,
-            conversion.partition,
-            conversion.offset,
-            conversion.eventMs,
-            conversion.producedMs),
+        conversion.id,
+        writer.attribution(conversion.id, impression.id, conversion.kind),
+        true,
+        conversion.partition,
+        conversion.offset,
+        conversion.eventMs,
+        conversion.producedMs,
         null);
-    if (conversion.eventMs >= impression.newestEventMs) {
-      impression.newestEventMs = conversion.eventMs;
-      impression.newestProducedMs = conversion.producedMs;
-    }
-    PairState.Label label = label(impression, conversion);
-    if (settings.correct() && impression.earlyDone && !label.told) {
+    boolean told = isTold(impression, label.kind);
+    impression.labels.add(label);
+    if (settings.correct() && impression.earlyDone && !told) {
       sampleCorrection(state, impression, label);
     }
   }
 
-  /** Enters the conversion as its kind's label unless an earlier one already is. */
-  private static PairState.Label label(
-      PairState.Impression impression, PairState.Waiting conversion) {
-    PairState.Label label = new PairState.Label();
-    label.kind = conversion.kind;
-    label.conversionId = conversion.id;
-    label.eventMs = conversion.eventMs;
-    label.producedMs = conversion.producedMs;
-    label.value = conversion.value;
-    for (int i = 0; i < impression.labels.size(); i++) {
-      PairState.Label known = impression.labels.get(i);
-      if (known.kind.equals(label.kind)) {
-        if (PairState.Label.BY_TIME.compare(label, known) < 0) {
-          label.told = known.told;
-          impression.labels.set(i, label);
-          return label;
-        }
-        return known;
+  private static boolean isTold(PairState.Impression impression, Kind kind) {
+    for (PairState.Label label : impression.labels) {
+      if ((label.early || label.corrected) && Arrays.equals(label.kind.name, kind.name)) {
+        return true;
       }
     }
-    impression.labels.add(label);
-    return label;
+    return false;
   }
 
   /** What was known `elapsed` after the impression; conversions of later event times correct it. */
   private void sampleEarly(PairState state, PairState.Impression impression) {
     long knownMs = impression.eventMs + settings.elapsedMs();
     List<PairState.Label> known = new ArrayList<>(0);
-    long eventMs = impression.eventMs;
-    long producedMs = impression.producedMs;
     for (PairState.Label label : impression.labels) {
       if (label.eventMs <= knownMs) {
+        label.early = true;
+        label.dirty = true;
         known.add(label);
-        label.told = true;
-        if (label.eventMs >= eventMs) {
-          eventMs = label.eventMs;
-          producedMs = label.producedMs;
-        }
       }
     }
-    sample(
-        state,
-        impression,
-        new Emission("early", settings.elapsedMs(), eventMs, producedMs),
-        settings.windowMsByKind().keySet(),
-        known);
     impression.earlyDone = true;
-    impression.labels.sort(PairState.Label.BY_TIME);
-    for (PairState.Label label : impression.labels) {
-      if (!label.told) {
-        sampleCorrection(state, impression, label);
+    impression.dirty = true;
+    sample(state, impression, known, SampleWriter.State.EARLY, settings.elapsedMs(), 0);
+    if (known.size() < impression.labels.size()) {
+      List<PairState.Label> later = new ArrayList<>(impression.labels);
+      later.sort(PairState.Label.BY_TIME);
+      for (PairState.Label label : later) {
+        if (!isTold(impression, label.kind)) {
+          sampleCorrection(state, impression, label);
+        }
       }
     }
   }
 
   private void sampleCorrection(
       PairState state, PairState.Impression impression, PairState.Label label) {
-    label.told = true;
+    int revision = revision(impression);
+    label.corrected = true;
+    label.dirty = true;
+    long elapsedMs = label.eventMs - impression.eventMs;
     sample(
-        state,
-        impression,
-        new Emission(
-            "correction", label.eventMs - impression.eventMs, label.eventMs, label.producedMs),
-        Set.of(label.kind),
-        List.of(label));
+        state, impression, List.of(label), SampleWriter.State.CORRECTION, elapsedMs, revision);
   }
 
   private void close(PairState state, PairState.Impression impression) {
-    sample(
-        state,
-        impression,
-        new Emission(
-            "final", longestMs, impression.newestEventMs, impression.newestProducedMs),
-        settings.windowMsByKind().keySet(),
-        impression.labels);
-    output.countSampled();
-    take(impression.payload);
+    boolean sampled =
+        sample(
+            state,
+            impression,
+            impression.labels,
+            SampleWriter.State.FINAL,
+            longestMs,
+            revision(impression));
+    output.countClosed(sampled);
+    if (!impression.payload.inline()) {
+      output.drop(impression.payload.number());
+    }
     state.open.remove(impression);
-    state.seen.add(new PairState.Seen(false, impression.id, impression.eventMs));
+    remember(state, impression, new PairState.Seen(false, impression.id, impression.eventMs));
+    for (PairState.Label label : impression.labels) {
+      remember(state, label, new PairState.Seen(true, label.id, label.eventMs));
+    }
   }
 
-  /** State name, elapsed time, and the times of the newest event in a sample's information. */
-  private record Emission(String state, long elapsedMs, long eventMs, long producedMs) {}
+  /** How many samples of the impression were written so far. */
+  private static int revision(PairState.Impression impression) {
+    int corrections = 0;
+    boolean early = impression.earlyDone && impression.kept;
+    for (PairState.Label label : impression.labels) {
+      boolean known = label.kind.position >= 0;
+      early |= known && label.early;
+      corrections += known && label.corrected ? 1 : 0;
+    }
+    return corrections + (early ? 1 : 0);
+  }
 
-  private void sample(
+  private boolean sample(
       PairState state,
       PairState.Impression impression,
-      Emission emission,
-      Set<String> kinds,
-      List<PairState.Label> positive) {
+      List<PairState.Label> told,
+      SampleWriter.State kind,
+      long elapsedMs,
+      int revision) {
+    if (!impression.kept && told.isEmpty()) {
+      return false;
+    }
     byte[] value =
-        Json.sample(
-            impression,
-            payload(impression.payload),
-            kinds,
-            positive,
-            emission.state(),
-            emission.elapsedMs(),
-            emission.producedMs());
-    impression.revisions++;
+        writer.sample(impression, payload(impression.payload), told, kind, elapsedMs, revision);
+    if (value == null) {
+      return false;
+    }
     output.emit(
         JoinOutput.Topic.SAMPLES,
-        state.userId.getBytes(StandardCharsets.UTF_8),
+        state.userId,
         value,
-        new JoinOutput.About(
-            false,
-            impression.partition,
-            impression.offset,
-            emission.eventMs(),
-            emission.producedMs()),
+        false,
+        impression.partition,
+        impression.offset,
+        writer.newestMs,
+        writer.newestProducedMs,
         null);
+    return true;
   }
 
   private void late(PairState state, Event event, long watermarkMs) {
@@ -345,94 +371,79 @@ final class PairJoin {
         JoinOutput.Topic.LATE,
         event,
         "event_ms: expected more than the watermark " + watermarkMs + ", got " + event.eventMs());
-    PairState.Seen seen = new PairState.Seen(event.conversion(), event.id(), event.eventMs());
-    if (watermarkMs <= retainedMs(seen)) {
-      state.seen.add(seen);
+    if (watermarkMs <= retainedMs(event.eventMs())) {
+      state.seen.add(new PairState.Seen(event.conversion(), event.id(), event.eventMs()));
     }
   }
 
   private void aside(JoinOutput.Topic topic, Event event, String reason) {
-    byte[] key = (event.userId() + '\u001f' + event.itemId()).getBytes(StandardCharsets.UTF_8);
     output.emit(
         topic,
-        key,
+        pairKey(event.userId(), event.itemId()),
         event.payload(),
-        new JoinOutput.About(
-            event.conversion(),
-            event.partition(),
-            event.offset(),
-            event.eventMs(),
-            event.producedMs()),
+        event.conversion(),
+        event.partition(),
+        event.offset(),
+        event.eventMs(),
+        event.producedMs(),
         reason);
   }
 
-  private static byte[] pairKey(PairState state) {
-    return (state.userId + '\u001f' + state.itemId).getBytes(StandardCharsets.UTF_8);
+  /** As `event_key` in topics/event.py. */
+  private static byte[] pairKey(byte[] userId, byte[] itemId) {
+    byte[] key = Arrays.copyOf(userId, userId.length + 1 + itemId.length);
+    key[userId.length] = 0x1f;
+    System.arraycopy(itemId, 0, key, userId.length + 1, itemId.length);
+    return key;
+  }
+
+  private static String text(byte[] id) {
+    return new String(id, StandardCharsets.UTF_8);
+  }
+
+  /** `seen` takes the place of the entry that it was. */
+  private static void remember(PairState state, PairState.Entry before, PairState.Seen seen) {
+    seen.number = before.number;
+    state.seen.add(seen);
+  }
+
+  private static void drop(PairState state, PairState.Entry entry) {
+    if (entry.number >= 0) {
+      state.dropped.add(entry.number);
+    }
   }
 
   private PairState.Payload keep(PairState state, byte[] payload) {
     boolean few = state.open.size() + state.waiting.size() < INLINE_ENTRIES_MAX;
     if (few && payload.length <= INLINE_BYTES_MAX) {
-      return new PairState.Payload(payload, 0);
+      return new PairState.Payload(payload, 0, payload.length, 0);
     }
-    long number = state.payloadNext++;
+    long number = state.numberNext++;
     output.keep(number, payload);
-    return new PairState.Payload(null, number);
+    return new PairState.Payload(null, 0, 0, number);
   }
 
-  private byte[] payload(PairState.Payload payload) {
-    return payload.inline() != null ? payload.inline() : output.load(payload.number());
+  private PairState.Payload payload(PairState.Payload payload) {
+    if (payload.inline()) {
+      return payload;
+    }
+    byte[] bytes = output.load(payload.number());
+    return new PairState.Payload(bytes, 0, bytes.length, 0);
   }
 
   /** The payload, which is forgotten. */
-  private byte[] take(PairState.Payload payload) {
-    byte[] bytes = payload(payload);
-    if (payload.inline() == null) {
+  private PairState.Payload take(PairState.Payload payload) {
+    PairState.Payload found = payload(payload);
+    if (!payload.inline()) {
       output.drop(payload.number());
     }
-    return bytes;
+    return found;
   }
 
-  private static PairState.Waiting first(PairState.Waiting a, PairState.Waiting b) {
-    return a == null || byTime(b, a) < 0 ? b : a;
-  }
-
-  private static int byTime(PairState.Waiting a, PairState.Waiting b) {
-    int order = Long.compare(a.eventMs, b.eventMs);
-    return order != 0 ? order : PairState.compareIds(a.id, b.id);
-  }
-
-  private static PairState.Waiting firstWaiting(PairState state) {
-    PairState.Waiting first = null;
-    for (PairState.Waiting waiting : state.waiting) {
-      first = first(first, waiting);
-    }
-    return first;
-  }
-
-  private PairState.Impression firstEarly(PairState state) {
-    if (!settings.correct()) {
-      return null;
-    }
-    PairState.Impression first = null;
-    for (PairState.Impression open : state.open) {
-      first = open.earlyDone ? first : earlier(first, open);
-    }
-    return first;
-  }
-
-  private static PairState.Impression firstOpen(PairState state) {
-    PairState.Impression first = null;
-    for (PairState.Impression open : state.open) {
-      first = earlier(first, open);
-    }
-    return first;
-  }
-
-  private static PairState.Impression earlier(PairState.Impression a, PairState.Impression b) {
-    if (a == null || b.eventMs < a.eventMs) {
-      return b;
-    }
-    return b.eventMs == a.eventMs && PairState.compareIds(b.id, a.id) < 0 ? b : a;
+  private static byte[] bytes(PairState.Payload payload) {
+    int to = payload.from() + payload.length();
+    return payload.from() == 0 && to == payload.bytes().length
+        ? payload.bytes()
+        : Arrays.copyOfRange(payload.bytes(), payload.from(), to);
   }
 }

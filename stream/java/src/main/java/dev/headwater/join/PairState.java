@@ -1,77 +1,133 @@
 package dev.headwater.join;
 
-import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.Comparator;
 import java.util.List;
 
 /**
- * All that the join remembers of one (user, item): open impressions, waiting conversions, and ids
- * that must still be recognised as duplicates.
+ * All that the join remembers of one (user, item): open impressions with their conversions, waiting
+ * conversions, and ids that must still be recognised as duplicates.
+ *
+ * <p>Every part is an {@link Entry} with a number of its own. A pair of few parts is kept as one
+ * value; once it has many it is *spread*: each entry under its number, so that a touch writes what it
+ * changed and not the whole pair.
  */
 final class PairState {
   static final long NO_TIMER = Long.MAX_VALUE;
 
-  String userId = "";
-  String itemId = "";
+  byte[] userId = {};
+  byte[] itemId = {};
   /** The earliest timer registered and not yet fired. */
   long timerMs = NO_TIMER;
-  /** Number of the next payload kept apart. */
-  long payloadNext;
+  /** Number of the next entry or payload. */
+  long numberNext;
+  boolean spread;
   final List<Impression> open = new ArrayList<>(1);
   final List<Waiting> waiting = new ArrayList<>(0);
   final List<Seen> seen = new ArrayList<>(1);
+  /** Numbers of entries that were stored and are no more; only while spread. */
+  final List<Long> dropped = new ArrayList<>(0);
 
   boolean isEmpty() {
     return open.isEmpty() && waiting.isEmpty() && seen.isEmpty();
   }
 
-  /** Order by code point, which is that of the UTF-8 bytes and of most languages' strings. */
-  static int compareIds(String a, String b) {
-    return Arrays.compareUnsigned(
-        a.getBytes(StandardCharsets.UTF_8), b.getBytes(StandardCharsets.UTF_8));
+  int size() {
+    int size = open.size() + waiting.size() + seen.size();
+    for (Impression impression : open) {
+      size += impression.labels.size();
+    }
+    return size;
   }
 
-  /** Bytes kept inside the state (`inline`), or apart under `number` where they are large. */
-  record Payload(byte[] inline, long number) {}
+  Waiting firstWaiting() {
+    Waiting first = null;
+    for (Waiting next : waiting) {
+      first = first == null || Waiting.BY_TIME.compare(next, first) < 0 ? next : first;
+    }
+    return first;
+  }
+
+  /** The first open impression whose early sample is still to come. */
+  Impression firstEarly() {
+    Impression first = null;
+    for (Impression next : open) {
+      first = next.earlyDone ? first : earlier(first, next);
+    }
+    return first;
+  }
+
+  Impression firstOpen() {
+    Impression first = null;
+    for (Impression next : open) {
+      first = earlier(first, next);
+    }
+    return first;
+  }
+
+  private static Impression earlier(Impression a, Impression b) {
+    if (a == null || b.eventMs < a.eventMs) {
+      return b;
+    }
+    return b.eventMs == a.eventMs && JoinSettings.compareIds(b.id, a.id) < 0 ? b : a;
+  }
+
+  /** Bytes kept inside an entry: `length` from `from`, or apart under `number` where they are large. */
+  record Payload(byte[] bytes, int from, int length, long number) {
+    boolean inline() {
+      return bytes != null;
+    }
+  }
+
+  /** A part of the pair that is stored on its own while the pair is spread. */
+  abstract static class Entry {
+    /** -1 until it is stored under one. */
+    long number = -1;
+    boolean dirty = true;
+  }
 
   /** An impression whose last window has not closed. */
-  static final class Impression {
-    String id;
+  static final class Impression extends Entry {
+    byte[] id;
     long eventMs;
     long producedMs;
     int partition;
     long offset;
     Payload payload;
+    double keepRate;
+    boolean kept;
+    /** The time of its early sample has passed, whether or not there was one to write. */
     boolean earlyDone;
-    int revisions;
-    /** Event and produce time of the newest event among the impression and its conversions. */
-    long newestEventMs;
-    long newestProducedMs;
+    /** Its conversions, in no order. */
     final List<Label> labels = new ArrayList<>(0);
   }
 
-  /** The first conversion of one kind that belongs to an impression. */
-  static final class Label {
+  /** A conversion that belongs to an open impression. */
+  static final class Label extends Entry {
     static final Comparator<Label> BY_TIME =
-        Comparator.<Label>comparingLong(l -> l.eventMs).thenComparing(
-            l -> l.conversionId, PairState::compareIds);
+        Comparator.<Label>comparingLong(label -> label.eventMs)
+            .thenComparing(label -> label.id, JoinSettings::compareIds);
 
-    String kind;
-    String conversionId;
+    Kind kind;
+    byte[] id;
     long eventMs;
     long producedMs;
     Double value;
-    /** Already said in an early or correction sample. */
-    boolean told;
+    /** Its kind's label in the early sample. */
+    boolean early;
+    /** Its kind's label in a correction. */
+    boolean corrected;
   }
 
   /** A conversion on time that belongs to no impression yet. */
-  static final class Waiting {
-    String id;
-    String named;
-    String kind;
+  static final class Waiting extends Entry {
+    static final Comparator<Waiting> BY_TIME =
+        Comparator.<Waiting>comparingLong(waiting -> waiting.eventMs)
+            .thenComparing(waiting -> waiting.id, JoinSettings::compareIds);
+
+    byte[] id;
+    byte[] named;
+    Kind kind;
     long eventMs;
     long producedMs;
     int partition;
@@ -81,5 +137,15 @@ final class PairState {
   }
 
   /** An id that had its verdict; a second event with it is a duplicate. */
-  record Seen(boolean conversion, String id, long eventMs) {}
+  static final class Seen extends Entry {
+    final boolean conversion;
+    final byte[] id;
+    final long eventMs;
+
+    Seen(boolean conversion, byte[] id, long eventMs) {
+      this.conversion = conversion;
+      this.id = id;
+      this.eventMs = eventMs;
+    }
+  }
 }

@@ -1,0 +1,124 @@
+package dev.headwater.join;
+
+import java.util.Arrays;
+
+/** Bytes to the end of a growing buffer, which is used again for the next content. */
+final class ByteWriter {
+  private byte[] buffer = new byte[512];
+  private int at;
+
+  ByteWriter reset() {
+    at = 0;
+    return this;
+  }
+
+  /** A fresh array; the heap state backend keeps it, so it is never written again. */
+  byte[] toBytes() {
+    return Arrays.copyOf(buffer, at);
+  }
+
+  int length() {
+    return at;
+  }
+
+  ByteWriter raw(byte[] content, int from, int length) {
+    room(length);
+    System.arraycopy(content, from, buffer, at, length);
+    at += length;
+    return this;
+  }
+
+  ByteWriter raw(byte[] content) {
+    return raw(content, 0, content.length);
+  }
+
+  ByteWriter octet(int value) {
+    room(1);
+    buffer[at++] = (byte) value;
+    return this;
+  }
+
+  ByteWriter flag(boolean value) {
+    return octet(value ? 1 : 0);
+  }
+
+  /** Seven bits a byte, lowest first; a negative number takes ten bytes. */
+  ByteWriter varint(long value) {
+    room(10);
+    long rest = value;
+    while ((rest & ~0x7fL) != 0) {
+      buffer[at++] = (byte) (rest | 0x80);
+      rest >>>= 7;
+    }
+    buffer[at++] = (byte) rest;
+    return this;
+  }
+
+  ByteWriter sized(byte[] content) {
+    return varint(content.length).raw(content);
+  }
+
+  /** Decimal digits. */
+  ByteWriter decimal(long value) {
+    if (value == Long.MIN_VALUE) {
+      return ascii(Long.toString(value));
+    }
+    room(20);
+    long rest = value;
+    if (rest < 0) {
+      buffer[at++] = '-';
+      rest = -rest;
+    }
+    int digits = 1;
+    for (long power = 10; digits < 19 && rest >= power; power *= 10) {
+      digits++;
+    }
+    for (int i = at + digits - 1; i >= at; i--) {
+      buffer[i] = (byte) ('0' + rest % 10);
+      rest /= 10;
+    }
+    at += digits;
+    return this;
+  }
+
+  ByteWriter ascii(String text) {
+    int length = text.length();
+    room(length);
+    for (int i = 0; i < length; i++) {
+      buffer[at++] = (byte) text.charAt(i);
+    }
+    return this;
+  }
+
+  /** A JSON string of UTF-8 `text`. */
+  ByteWriter quoted(byte[] text) {
+    room(text.length * 6 + 2);
+    buffer[at++] = '"';
+    for (byte c : text) {
+      if (c == '"' || c == '\\') {
+        buffer[at++] = '\\';
+        buffer[at++] = c;
+      } else if (c >= 0 && c < 0x20) {
+        ascii(String.format("\\u%04x", (int) c));
+      } else {
+        buffer[at++] = c;
+      }
+    }
+    buffer[at++] = '"';
+    return this;
+  }
+
+  /** `head` (its `headLength` bytes from `from`) and what was written, as one fresh array. */
+  byte[] after(byte[] head, int from, int headLength) {
+    byte[] whole = new byte[headLength + at];
+    System.arraycopy(head, from, whole, 0, headLength);
+    System.arraycopy(buffer, 0, whole, headLength, at);
+    return whole;
+  }
+
+  private void room(int wanted) {
+    if (at + wanted > buffer.length) {
+      buffer = Arrays.copyOf(buffer, Math.max(buffer.length * 2, at + wanted));
+    }
+  }
+}
