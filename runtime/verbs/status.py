@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from runtime.connection import DIR_OPTION
+from runtime.prometheus import scrape_config
 from runtime.readout import Readout, rates, read_out, restarts
 from runtime.run_state import RunState, require_run
 from runtime.screen import freshness_table, processes_table, stages_table, tasks_table
@@ -22,8 +23,15 @@ def status(
     directory: Path = DIR_OPTION,
     watch: bool = typer.Option(False, "--watch", help="Keep looking, until Ctrl-C."),
     as_json: bool = typer.Option(False, "--json", help="One look as JSON (a line each, --watch)."),
+    prometheus: bool = typer.Option(
+        False, "--prometheus", help="Print a prometheus.yml that scrapes this stack, nothing else."
+    ),
+    rules: Path = typer.Option(None, "--rules", help="With --prometheus: a file of alert rules."),
 ) -> None:
     """What a running stack does: processes, rates, lag, freshness, quality, newest version."""
+    if prometheus:
+        typer.echo(scrape_config(require_run(directory), rules=rules), nl=False)
+        return
     before = read_out(require_run(directory))
     with contextlib.suppress(KeyboardInterrupt):
         if as_json or not watch:
