@@ -94,8 +94,10 @@ class Commits:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-commit")
             self._written = self._thread.submit(self._write_table, changes, self.newest, rows_total)
         else:
+            # Written first: close would wait for ever for a future that a failed write left open.
+            record_and_bytes = self._write_batch(changes, rows_total)
             self._written = Future()
-            self._written.set_result(self._write_batch(changes, rows_total))
+            self._written.set_result(record_and_bytes)
         return self._written
 
     def _write_table(self, changes: Changes, last: CommitRecord, rows_total: int) -> Written:
