@@ -281,6 +281,7 @@ def _our_error(doing: str, error: Exception) -> StoreError:
     text = str(error)
     if "lock hold by current process" in text or "While lock file" in text:
         return StoreLocked(Path(), "unknown", -1)
-    if text.startswith("Corruption"):
+    # Mapped reading finds a truncated file by its length, and calls that an error of the disk.
+    if text.startswith("Corruption") or "larger than file length" in text:
         return StoreCorrupt(f"{doing}: {text}")
     return StoreUnreadable(f"{doing}: {text}")

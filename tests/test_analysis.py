@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,7 +112,8 @@ def test_the_three_tools_over_a_trained_store(tmp_path: Path) -> None:
     assert users["rows"] == 60 and 1 < users["information_abundance"] <= users["dim"] == 16
     assert report["layers"]["cross.layers.0.weight"]["effective_rank"] > 1
     assert set(report["towards"]["user_id"]) >= {"item_id", "domain"}
-    report = run(*tool, "entanglement", *of, "--single", f"click={store}", "--png", str(plots[1]))
+    single = shutil.copytree(store, tmp_path / "single")  # a store is open once at a time
+    report = run(*tool, "entanglement", *of, "--single", f"click={single}", "--png", str(plots[1]))
     assert report["entanglement"]["click"] == pytest.approx(0, abs=1e-9)  # against itself
     assert report["views"]["click|buy"] == pytest.approx(0, abs=1e-9)  # one shared set: one view
     report = run(*tool, "correlation", *of, "--samples", str(file), "--png", str(plots[2]))

@@ -100,7 +100,7 @@ def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["config", "check", "{model}"], "got 'lfm4add'; did you mean 'lfm4ads'?"),
-        (["up", "--config", "{model}"], "model.name: expected one of lfm4ads,"),
+        (["up", "--config", "{model}"], "model.name: expected one of ame, crocodile,"),
         (["join", *_FILES, "--config", "{model}", "--out", "{new}"], "did you mean 'lfm4ads'?"),
         (["join", *_FILES, "--config", "{good}", "--out", "{file}"], "expected a directory"),
         (
