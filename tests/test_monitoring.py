@@ -142,7 +142,7 @@ def stack(tmp_path: Path) -> Iterator[Path]:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            for name, rate in (("impressions", "60/s"), ("conversions", "30/s"))
+            for name, rate in (("impressions", "60"), ("conversions", "12"))
         ]
         yield directory
         for producer in producers:
@@ -169,7 +169,7 @@ def test_every_panel_of_a_running_stack_has_data(stack: Path, tmp_path: Path) ->
         for target in panel["targets"]
     }
     try:
-        ends = time.monotonic() + 150
+        ends = time.monotonic() + 200
         while not all(panels.values()) and time.monotonic() < ends:
             time.sleep(2)
             for name, title, query in [at for at, seen in panels.items() if not seen]:
