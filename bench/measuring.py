@@ -38,20 +38,45 @@ class Part:
     not_run: dict[str, str] = field(default_factory=dict)
     """Key or peer -> why it was not measured."""
 
+    @property
+    def all(self) -> dict[str, Any]:
+        """One object: a key that another try has measured is not called not run."""
+        left = {key: why for key, why in self.not_run.items() if key not in self.summary}
+        return {**self.summary, **self.detail, "not_run": left}
 
-def run_benchmark(name: str, measure: Callable[[bool], dict[str, Any]]) -> None:
-    """Parse `[--quick]`, measure, print. SIGTERM is Ctrl-C, so that every child ends with us."""
+
+def merged(parts: Sequence[Part]) -> Part:
+    """One part of many."""
+    whole = Part({})
+    for part in parts:
+        whole.summary |= part.summary
+        whole.detail |= part.detail
+        whole.not_run |= part.not_run
+    return whole
+
+
+def run_benchmark(
+    name: str,
+    measure: Callable[[bool], dict[str, Any]],
+    parts: Mapping[str, Callable[[bool], Part]] | None = None,
+) -> None:
+    """Parse `[--quick] [--part PART]`, measure, print. SIGTERM is Ctrl-C, so that every child ends
+    with us. Of a benchmark with `parts`, one may be run alone."""
     parser = argparse.ArgumentParser(prog=f"bench/{name}.py")
     parser.add_argument("--quick", action="store_true", help="same keys, under a minute")
-    quick = bool(parser.parse_args().quick)
+    if parts:
+        parser.add_argument("--part", choices=list(parts), help="this one alone")
+    options = parser.parse_args()
+    part = getattr(options, "part", None)
     signal.signal(signal.SIGTERM, _interrupt)
     before, started = os.getloadavg(), time.perf_counter()
-    found = measure(quick)
+    found = measure(options.quick) if not parts or part is None else parts[part](options.quick).all
+    chosen = (f" --part {part}" if part else "") + (" --quick" if options.quick else "")
     result = {
         "name": name,
         **found,
-        "quick": quick,
-        "command": f"headwater bench {name} --json" + (" --quick" if quick else ""),
+        "quick": options.quick,
+        "command": f"headwater bench {name} --json{chosen}",
         "seconds": time.perf_counter() - started,
         "machine": machine(before),
     }

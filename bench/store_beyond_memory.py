@@ -18,16 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import Part, ratio, run_benchmark, say, spread
+from measuring import Part, ratio, say, spread
 from peer_process import Peer, PeerAbsent
 from store_disk import best_reads_per_second
-from store_in_memory import NOW_MS, SET, open_store
+from store_hot import NOW_MS, SET, open_store
 from workload import EPS, IDS, LR, batches, gradients, hashed
 
 from embedding_store.layout import RowLayout, SetSpec
@@ -306,7 +305,3 @@ def _direct(path: Path, keys: int, rows_max: int, rounds: int, steps: int) -> di
         "disk_reads_per_second": spread(disks),
         "ssd_fraction": spread(fractions),
     }
-
-
-if __name__ == "__main__":
-    run_benchmark("store_beyond_memory", lambda quick: asdict(measure(quick)))

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import Part, ratio, run_benchmark, say, spread
-from store_in_memory import NOW_MS, SET, fill
+from measuring import Part, ratio, say, spread
+from store_hot import NOW_MS, SET, fill
 from workload import EPS, IDS, LR, batches, gradients, hashed
 
 from embedding_store.layout import RowLayout, SetSpec
@@ -132,7 +131,3 @@ def _alone(rows: int, table_rows_min: int, rounds: int) -> dict[str, float]:
             per_second.append(rows / (time.perf_counter() - began))
         store.close()
     return spread(per_second[1:])  # the first also starts the child
-
-
-if __name__ == "__main__":
-    run_benchmark("store_commit", lambda quick: asdict(measure(quick)))

@@ -1,114 +1,223 @@
-"""Look-up and row-wise Adagrad with every row hot: ours, one thread.
+"""Every row hot: look-up and row-wise Adagrad of ours, of torch, of FBGEMM and of TFRA.
 
-`ours` reads each distinct row once and updates it by a gradient per distinct row; `ours_full` also
-spreads the rows to every id and sums the gradients of every id, as peers with dense tables do. Ours
-finds hashed 64-bit keys and keeps headers, sets and the found-mask. `gather` reads the same rows of
-a bare table of the same width at known places, nothing else: what the machine's memory allows.
+growth  what a tenfold universe costs per distinct row; our own universes in turns
+
+What does not fit into memory beside ours is measured after ours is closed, and says so (`apart`).
 """
 
 from __future__ import annotations
 
-import gc
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
+import itertools
+from typing import Any
 
-import numpy as np
 import psutil
-from workload import EPS, IDS, LR, Ids, batches, gradients, hashed
+from measuring import Part, ratio, say, spread
+from peer_process import Peer, PeerAbsent
+from store_hot import Ours, bare_gather
+from workload import BATCHES, IDS
 
-from embedding_store.layout import RowLayout, SetSpec
-from embedding_store.pages import zeros
-from embedding_store.store import EmbeddingStore
+GROWTH_DIM = 16
+CASES = ((1_000_000, 16), (10_000_000, 16), (100_000_000, 16), (1_000_000, 64), (10_000_000, 64))
+CASES_QUICK = ((100_000, 16), (1_000_000, 16))
+HEADLINE = 10_000_000
+HEADLINE_QUICK = 1_000_000
+MEMORY_SHARE_MAX = 0.9
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "torch_adagrad": ("torch", {"optimizer": "adagrad"}),
+    "torch_sparse_adam": ("torch", {"optimizer": "sparse_adam"}),
+    "fbgemm": ("fbgemm", {}),
+    "tfra": ("tfra", {}),
+}
+"""System -> (folder under bench/peers, what its request adds)."""
+Times = dict[str, list[float]]
+"""System -> milliseconds per step by round."""
 
-NOW_MS = 1_700_000_000_000
-SET = "shared"
-Step = Callable[[int], None]
+
+def measure(quick: bool) -> Part:
+    """Keys ratio_fbgemm, ratio_tfra, growth_per_decade, memory_bytes_per_row, ..."""
+    Ours(1_000, GROWTH_DIM).close()  # compiles the kernels, whose memory is not the rows'
+    cases, headline = (CASES_QUICK, HEADLINE_QUICK) if quick else (CASES, HEADLINE)
+    run = _Run(quick=quick, rounds=3 if quick else 5, steps=5 if quick else 20)
+    by_dim = itertools.groupby(sorted(cases, key=lambda case: (case[1], case[0])), lambda c: c[1])
+    growth: dict[str, dict[str, float]] = {}
+    for dim, group in by_dim:
+        grown = run.universes([universe for universe, _ in group], dim)
+        growth = grown if dim == GROWTH_DIM else growth
+    main = run.found[_name(headline, GROWTH_DIM)]
+    summary = {f"ratio_{peer}": main[f"ratio_{peer}"]["median"] for peer in main["peers"]}
+    not_run = dict(run.not_run)
+    for key in ("fbgemm", "tfra"):
+        not_run[f"ratio_{key}"] = not_run.get(f"{_name(headline, GROWTH_DIM)} {key}", "not here")
+    summary["growth_per_decade"] = max(part["median"] for part in growth.values())
+    summary["memory_bytes_per_row"] = main["memory_bytes_per_row"]
+    summary["gather_limit_fraction"] = main["gather_limit_fraction"]["median"]
+    detail = {
+        "ms_per_step": {name: part["median"] for name, part in main["ms_per_step"].items()},
+        "keys": headline,
+        "ids_per_step": IDS,
+        "dim": GROWTH_DIM,
+        "growth_decades": growth,
+        "by_universe": run.found,
+    }
+    return Part(summary, detail, not_run)
 
 
-class Ours:
-    """A store whose every key has a hot row, and its two ways to take a step."""
+class _Run:
+    """What was found so far, and how long each turn is."""
 
-    def __init__(self, universe: int, dim: int) -> None:
-        self.universe, self.dim = universe, dim
-        self._folder = tempfile.TemporaryDirectory(prefix="headwater-bench-")
-        before = psutil.Process().memory_info().rss
-        self._store = open_store(Path(self._folder.name) / "store", universe, dim)
-        fill(self._store, universe)
-        gc.collect()
-        self.bytes_per_row = (psutil.Process().memory_info().rss - before) / universe
-        self._batches = batches(universe)
-        self.unique_rows = float(np.mean([len(np.unique(batch)) for batch in self._batches]))
-        keys = [hashed(batch) for batch in self._batches]
-        grads = gradients(IDS, dim)
-        self._steps: dict[str, Step] = {
-            "ours": _unique(self._store, keys, grads),
-            "ours_full": _full(self._store, keys, grads),
-            "gather": _gather(universe, dim, self._batches),
+    def __init__(self, *, quick: bool, rounds: int, steps: int) -> None:
+        self.quick, self.rounds, self.steps = quick, rounds, steps
+        self.found: dict[str, dict[str, Any]] = {}
+        self.not_run: dict[str, str] = {}
+
+    def universes(self, universes: list[int], dim: int) -> dict[str, dict[str, float]]:
+        """Each universe beside its peers, then all of ours in turns: growth by decade."""
+        kept: dict[int, Ours] = {}
+        late: dict[int, tuple[list[str], Times]] = {}
+        for universe in universes:
+            name = _name(universe, dim)
+            needed, free = _bytes("ours", universe, dim), _bytes_free()
+            if needed > free:
+                self.not_run[name] = f"needs {_gb(needed)}, {_gb(free)} are free"
+                continue
+            gather = bare_gather(universe, dim, self.rounds, self.steps)
+            kept[universe] = ours = Ours(universe, dim)
+            say(f"{name}: {ours.bytes_per_row:.0f} bytes a row")
+            late[universe] = self._beside(ours, name, gather)
+        growth = self._growth(kept)
+        for universe, (peers, times) in late.items():
+            self._apart(universe, dim, peers, times)
+        return growth
+
+    def _beside(self, ours: Ours, name: str, gather: list[float]) -> tuple[list[str], Times]:
+        """Ours and the peers that fit beside it, in turns; (those that do not, our times)."""
+        small = self.quick and ours.universe != HEADLINE_QUICK
+        group, late = _fitting([] if small else list(PEERS), ours.universe, ours.dim)
+        running = self._started(group, ours.universe, ours.dim)
+        times = self._turns(ours, running)
+        times_ours = {each: times[each] for each in ("ours", "ours_full")}
+        self.found[name] = {
+            "ms_per_step": {each: spread(taken) for each, taken in times.items()}
+            | {"gather": spread(gather)},
+            "ns_per_unique_row": spread([1e6 * t / ours.unique_rows for t in times["ours"]]),
+            "unique_rows_per_step": ours.unique_rows,
+            # Rows are read and written: two passes of what a bare gather does in one.
+            "gather_limit_fraction": ratio([2 * t for t in gather], times["ours"]),
+            "memory_bytes_per_row": ours.bytes_per_row,
+            "peers": {},
         }
-        for step in self._steps.values():
-            step(0)
+        self._tell(name, ours.universe, running, times)
+        return late, times_ours
 
-    def steps(self, mode: str, first: int, steps: int) -> float:
-        """Milliseconds per step; `mode` is "ours", "ours_full" or "gather"."""
-        step = self._steps[mode]
-        began = time.perf_counter()
-        for n in range(first, first + steps):
-            step(n)
-        return 1000 * (time.perf_counter() - began) / steps
+    def _apart(self, universe: int, dim: int, late: list[str], ours: Times) -> None:
+        """Peers that do not fit beside ours, one after another, ours being closed."""
+        name = _name(universe, dim)
+        for each in late:
+            needed, free = _bytes(each, universe, dim), _bytes_free()
+            if needed > free:
+                self.not_run[f"{name} {each}"] = f"needs {_gb(needed)}, {_gb(free)} are free"
+                continue
+            running = self._started([each], universe, dim)
+            times = self._turns(None, running)
+            self.found[name]["ms_per_step"] |= {e: spread(taken) for e, taken in times.items()}
+            self._tell(name, universe, running, times | ours)
+            if each in self.found[name]["peers"]:
+                self.found[name]["peers"][each]["apart"] = True
 
-    def close(self) -> None:
-        """Give the memory back."""
-        self._store.close()
-        self._steps.clear()
-        del self._store
-        self._folder.cleanup()
-        gc.collect()
+    def _tell(self, name: str, universe: int, running: dict[str, Peer], times: Times) -> None:
+        """Close the peers and note their ratios; one that died on the way leaves none."""
+        for each, peer in running.items():
+            peer.close()
+            if each in times:
+                against = "ours" if peer.told["mode"] == "unique" else "ours_full"
+                self.found[name][f"ratio_{each}"] = ratio(times[each], times[against])
+                self.found[name]["peers"][each] = {
+                    **{key: peer.told[key] for key in ("version", "mode")},
+                    "bytes_per_row": peer.told["resident_bytes"] / universe,
+                }
+        told = ", ".join(
+            f"{each} {spread(taken)['median']:.1f} ms" for each, taken in times.items()
+        )
+        say(f"{name}: {told}")
+
+    def _started(self, group: list[str], universe: int, dim: int) -> dict[str, Peer]:
+        """The peers of `group` that run here, prepared; they load their libraries side by side."""
+        name, running = _name(universe, dim), {}
+        for each in group:
+            try:
+                running[each] = Peer(PEERS[each][0], install=not self.quick)
+            except PeerAbsent as error:
+                self.not_run[f"{name} {each}"] = str(error)
+        request = {"keys": universe, "dim": dim, "ids": IDS, "batches": BATCHES}
+        for each, peer in list(running.items()):
+            try:
+                peer.prepare(request | PEERS[each][1])
+            except PeerAbsent as error:
+                self.not_run[f"{name} {each}"] = str(error)
+                running.pop(each).close()
+        return running
+
+    def _turns(self, ours: Ours | None, running: dict[str, Peer]) -> Times:
+        """Milliseconds per step by round of each."""
+        mine = () if ours is None else ("ours", "ours_full")
+        times: Times = {each: [] for each in (*mine, *running)}
+        for n in range(self.rounds):
+            for each in list(times):
+                try:
+                    if each in mine and ours is not None:
+                        times[each].append(ours.steps(each, n, self.steps))
+                    else:
+                        times[each].append(running[each].steps(n, self.steps))
+                except PeerAbsent as error:
+                    self.not_run[each] = str(error)
+                    del times[each]
+        return times
+
+    def _growth(self, kept: dict[int, Ours]) -> dict[str, dict[str, float]]:
+        """Cost per distinct row of each universe over the one before, in turns; closes them all."""
+        ns: dict[int, list[float]] = {universe: [] for universe in kept}
+        for n in range(self.rounds):
+            for universe, ours in kept.items():
+                ns[universe].append(1e6 * ours.steps("ours", n, self.steps) / ours.unique_rows)
+        for universe in list(kept):
+            kept.pop(universe).close()
+        return {
+            f"{below} to {above}": ratio(ns[above], ns[below])
+            for below, above in itertools.pairwise(sorted(ns))
+        }
 
 
-def open_store(path: Path, rows_max: int, dim: int) -> EmbeddingStore:
-    """A store that can hold `rows_max` rows hot. Two batches, each up to IDS rows, are pinned."""
-    spec = SetSpec(dim=dim, optimizer="rowwise_adagrad", lr=LR, eps=EPS, init_scale=0.01)
-    return EmbeddingStore.open(
-        path, RowLayout(sets={SET: spec}), cache_rows_max=rows_max + 2 * IDS, owner="bench"
-    )
+def _name(universe: int, dim: int) -> str:
+    return str(universe) if dim == GROWTH_DIM else f"{universe}_d{dim}"
 
 
-def fill(store: EmbeddingStore, universe: int) -> None:
-    """Give every key its row."""
-    for first in range(0, universe, IDS):
-        keys = hashed(np.arange(first, min(first + IDS, universe), dtype=np.int64))
-        store.lookup(keys, now_ms=NOW_MS)
+def _fitting(peers: list[str], universe: int, dim: int) -> tuple[list[str], list[str]]:
+    """(those of `peers` that fit into memory together, those that do not)."""
+    group: list[str] = []
+    free = _bytes_free()
+    for each in peers:
+        needed = _bytes(each, universe, dim)
+        if needed <= free:
+            group.append(each)
+            free -= needed
+    return group, [each for each in peers if each not in group]
 
 
-def _unique(store: EmbeddingStore, keys: list[Ids], grads: np.ndarray) -> Step:
-    def step(n: int) -> None:
-        lookup = store.lookup(keys[n % len(keys)], now_ms=NOW_MS)
-        store.gather(lookup, SET)
-        store.update(lookup, SET, grads[: len(lookup.keys)], now_ms=NOW_MS)
-
-    return step
-
-
-def _full(store: EmbeddingStore, keys: list[Ids], grads: np.ndarray) -> Step:
-    def step(n: int) -> None:
-        lookup = store.lookup(keys[n % len(keys)], now_ms=NOW_MS)
-        store.gather_each(lookup, SET)
-        store.update_each(lookup, SET, grads, now_ms=NOW_MS)
-
-    return step
+def _bytes(system: str, universe: int, dim: int) -> float:
+    """What a system takes, by its bytes a row as measured."""
+    per_row = {
+        "ours": 4 * dim + 68,
+        "torch_adagrad": 8 * dim,
+        "torch_sparse_adam": 12 * dim,
+        "fbgemm": 4 * dim + 4,
+        "tfra": 2.6 * 4 * (dim + 1),
+    }
+    return universe * per_row[system] + 4e8  # a process of torch or TensorFlow
 
 
-def _gather(universe: int, dim: int, drawn: list[Ids]) -> Step:
-    """Each distinct row of a step once, in order of first appearance, by numpy's own gather."""
-    table = zeros((universe, dim), np.float32)
-    table[:] = 1
-    wanted = [batch[np.sort(np.unique(batch, return_index=True)[1])] for batch in drawn]
-    out = np.empty((max(map(len, wanted)), dim), np.float32)
+def _bytes_free() -> float:
+    return MEMORY_SHARE_MAX * float(psutil.virtual_memory().available)
 
-    def step(n: int) -> None:
-        rows = wanted[n % len(wanted)]
-        np.take(table, rows, axis=0, out=out[: len(rows)], mode="clip")
 
-    return step
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

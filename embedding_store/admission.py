@@ -95,7 +95,7 @@ class AdmissionFilter:
         self._table: NDArray[np.uint64] = np.zeros((1 << bits, WAYS, 3), np.uint64)
         self._changed: NDArray[np.uint8] = np.zeros(1 << bits, np.uint8)
         self._shift = np.uint64(64 - bits)
-        self._pane = 0
+        self._pane = self._staged_pane = 0
         self._sequence = 0
         self._staged_bytes = 0
         self._obsolete: list[bytes] = []
@@ -176,9 +176,10 @@ class AdmissionFilter:
         Only what changed since the last call; call it once per commit.
         """
         changed = np.flatnonzero(self._changed)
-        if not len(changed) and self._sequence:
+        if not len(changed) and self._sequence and self._pane == self._staged_pane:
             return []
         self._changed[changed] = 0
+        self._staged_pane = self._pane
         if not self._sequence or self._staged_bytes > self._table.nbytes:
             return self._base()
         sets = changed.astype("<u4").tobytes() + self._table[changed].tobytes()
@@ -233,6 +234,7 @@ class AdmissionFilter:
             self._pane = int.from_bytes(change[:8], "little")
             self._staged_bytes += len(change) - 8
             self._sequence += 1
+        self._staged_pane = self._pane
         return True
 
     def _shape(self) -> dict[str, int]:

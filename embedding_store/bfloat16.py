@@ -5,16 +5,11 @@ Kernels take whole rows `words` [capacity, words] and the word at which the set'
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.prefetch import prefetch
-
-AHEAD: Final = 16
-LINE_WORDS: Final = 16
+from embedding_store.prefetch import AHEAD, prefetch_words
 
 
 def widened(halves: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -34,10 +29,10 @@ def gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-def
     """vectors float32[N, D] = the rows' halves widened; zeros for -1."""
     stride, dim = np.uint64(2 * words.shape[1]), np.uint64(vectors.shape[1])
     halves, bits = words.reshape(-1).view(np.uint16), vectors.reshape(-1).view(np.uint32)
+    end = first + (vectors.shape[1] + 1) // 2
     for i in range(slots.shape[0]):
         if i + AHEAD < slots.shape[0]:
-            for column in range(first, first + (vectors.shape[1] + 1) // 2, LINE_WORDS):
-                prefetch(words, slots[i + AHEAD], column)
+            prefetch_words(words, slots[i + AHEAD], first, end)
         to = np.uint64(i) * dim
         if slots[i] < 0:
             for d in range(dim):

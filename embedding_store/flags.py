@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.prefetch import prefetch
+from embedding_store.prefetch import AHEAD, prefetch
 from embedding_store.row import COUNT_WORD, FLAGS_WORD, SLOT_BITS, TOUCHED_WORD
 
 DIRTY: Final = 1 << 16
@@ -28,7 +28,6 @@ BATCH_BITS: Final = 0x1FFF
 BELOW_BATCH: Final = (1 << BATCH_SHIFT) - 1
 NO_COUNTS: Final[NDArray[np.int32]] = np.empty(0, np.int32)
 """For `learn`: leave counts and times alone."""
-AHEAD: Final = 16
 
 assert SLOT_BITS < DIRTY < REFERENCE < REFERENCES < 1 << BATCH_SHIFT
 

@@ -100,9 +100,13 @@ def migrate(
             making.mkdir()
         except OSError as error:
             raise StoreUnreadable(f"cannot create: path=`{making}` error=`{error}`") from error
-        rows = _write(old, making, RowFormat(layout), say)
-        say(f"comparing {rows} rows")
-        _compare(old, making, RowFormat(layout))
+        try:
+            rows = _write(old, making, RowFormat(layout), say)
+            say(f"comparing {rows} rows")
+            _compare(old, making, RowFormat(layout))
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)  # a full disk gets its room back
+            raise
         exchange(making, path)
         sync_directory(path.parent)
         before = _free_name(path, old.record.id)
@@ -112,8 +116,7 @@ def migrate(
 
 
 def _write(old: StoreReader, making: Path, form: RowFormat, say: Callable[[str], None]) -> int:
-    rocks = Rocks(making / DATABASE)
-    try:
+    with Rocks(making / DATABASE) as rocks:
         rows = 0
         for records in old.records():
             words = _converted(old, records, form)
@@ -129,8 +132,6 @@ def _write(old: StoreReader, making: Path, form: RowFormat, say: Callable[[str],
         # The commit comes last: without it this is no store.
         rocks.write([(LAYOUT_NAME, form.layout.to_json()), (COMMIT_NAME, old.record.encode())])
         rocks.flush()
-    finally:
-        rocks.close()
     write_reached(making, old.record)
     return rows
 
@@ -154,8 +155,7 @@ def _common_fields(old: RowFormat, new: RowFormat) -> list[str]:
 
 def _compare(old: StoreReader, making: Path, form: RowFormat) -> None:
     """Read both back from disk; raises StoreCorrupt at the first difference."""
-    rocks = Rocks(making / DATABASE)
-    try:
+    with Rocks(making / DATABASE) as rocks:
         verify_rows(rocks, form)
         stored = list(rocks.get_many([LAYOUT_NAME, COMMIT_NAME]))
         if stored != [form.layout.to_json(), old.record.encode()]:
@@ -167,8 +167,6 @@ def _compare(old: StoreReader, making: Path, form: RowFormat) -> None:
                 if copied[field].tobytes() != np.ascontiguousarray(records[field]).tobytes():
                     raise StoreCorrupt(f"the copy differs: path=`{making}` field=`{field}`")
         _compare_state(old.raw_state(), rocks.scan(STATE_PREFIX), making)
-    finally:
-        rocks.close()
 
 
 def _compare_state(

@@ -25,12 +25,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.layout import SetSpec
-from embedding_store.prefetch import prefetch
+from embedding_store.prefetch import AHEAD, prefetch_words
 
 LANES: Final = 8
 """Partial sums of squares in row-wise Adagrad."""
-AHEAD: Final = 16
-LINE_WORDS: Final = 16
 
 
 def hyperparameters(spec: SetSpec) -> NDArray[np.float32]:
@@ -60,9 +58,7 @@ def _rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     skipped = 0
     for i in range(slots.shape[0]):
         if i + AHEAD < slots.shape[0]:
-            for column in range(first, end, LINE_WORDS):
-                prefetch(words, slots[i + AHEAD], column)
-            prefetch(words, slots[i + AHEAD], end - 1)
+            prefetch_words(words, slots[i + AHEAD], first, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
@@ -104,6 +100,15 @@ def _rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     return skipped
 
 
+@njit(inline="always")
+def _stays_finite(flat, sums, gradient, g, dim) -> Any:  # type: ignore[no-untyped-def]
+    """Whether every sum of squares that this step adds to stays finite."""
+    after = np.float32(0)
+    for d in range(dim):
+        after += flat[sums + d] + gradient[g + d] * gradient[g + d]
+    return np.isfinite(after)
+
+
 @njit(nogil=True, cache=True)
 def _square(value) -> Any:  # type: ignore[no-untyped-def]
     return value * value
@@ -118,17 +123,12 @@ def _adagrad(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no
     skipped = 0
     for i in range(slots.shape[0]):
         if i + AHEAD < slots.shape[0]:
-            for column in range(first, end, LINE_WORDS):
-                prefetch(words, slots[i + AHEAD], column)
-            prefetch(words, slots[i + AHEAD], end - 1)
+            prefetch_words(words, slots[i + AHEAD], first, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
         v, s = row + np.uint64(first), row + np.uint64(state)
-        after = np.float32(0)
-        for d in range(dim):
-            after += flat[s + d] + gradient[g + d] * gradient[g + d]
-        if not np.isfinite(after):
+        if not _stays_finite(flat, s, gradient, g, dim):
             skipped += 1
             continue
         for d in range(dim):
@@ -148,18 +148,13 @@ def _adam(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-un
     skipped = 0
     for i in range(slots.shape[0]):
         if i + AHEAD < slots.shape[0]:
-            for column in range(first, end, LINE_WORDS):
-                prefetch(words, slots[i + AHEAD], column)
-            prefetch(words, slots[i + AHEAD], end - 1)
+            prefetch_words(words, slots[i + AHEAD], first, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
         v, s = row + np.uint64(first), row + np.uint64(state)
         moments = s + dim
-        after = np.float32(0)
-        for d in range(dim):
-            after += flat[moments + d] + gradient[g + d] * gradient[g + d]
-        if not np.isfinite(after):
+        if not _stays_finite(flat, moments, gradient, g, dim):
             skipped += 1
             continue
         counter = moments + dim
@@ -197,18 +192,13 @@ def _ftrl(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-un
     skipped = 0
     for i in range(slots.shape[0]):
         if i + AHEAD < slots.shape[0]:
-            for column in range(first, end, LINE_WORDS):
-                prefetch(words, slots[i + AHEAD], column)
-            prefetch(words, slots[i + AHEAD], end - 1)
+            prefetch_words(words, slots[i + AHEAD], first, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
         v, s = row + np.uint64(first), row + np.uint64(state)
         sums = s + dim
-        after = np.float32(0)
-        for d in range(dim):
-            after += flat[sums + d] + gradient[g + d] * gradient[g + d]
-        if not np.isfinite(after):
+        if not _stays_finite(flat, sums, gradient, g, dim):
             skipped += 1
             continue
         for d in range(dim):

@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+AHEAD: Final = 16
+"""Rows asked for ahead of their use."""
+_LINE_WORDS: Final = 16
+
+
+def _ask(context: Any, builder: Any, array_type: Any, array: Any, place: list[Any]) -> None:
+    """LLVM's prefetch for reading, to every cache level."""
+    view = context.make_array(array_type)(context, builder, array)
+    pointer = cgutils.get_item_pointer(  # type: ignore[no-untyped-call]
+        context, builder, array_type, view, place, wraparound=False
+    )
+    pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+    builder.call(function, [pointer, number(0), number(3), number(1)])
+
 
 def _prefetch(_typing: Any, array: Any, row: Any, column: Any) -> Any:
-    """LLVM's prefetch for reading, to every cache level."""
-
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        view = context.make_array(signature.args[0])(context, builder, args[0])
-        place = [
-            context.cast(builder, value, kind, types.intp)
-            for value, kind in zip(args[1:], signature.args[1:], strict=True)
-        ]
-        pointer = cgutils.get_item_pointer(  # type: ignore[no-untyped-call]
-            context, builder, signature.args[0], view, place, wraparound=False
-        )
-        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-        builder.call(function, [pointer, number(0), number(3), number(1)])
+        place = _as_indices(context, builder, signature, args)
+        _ask(context, builder, signature.args[0], args[0], place)
         return context.get_dummy_value()
 
     return types.void(array, row, column), generate
 
 
+def _prefetch_words(_typing: Any, array: Any, row: Any, first: Any, end: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place, start, stop = _as_indices(context, builder, signature, args)
+        line = ir.Constant(start.type, _LINE_WORDS)
+        with cgutils.for_range_slice(builder, start, stop, line, start.type) as (column, _):
+            _ask(context, builder, signature.args[0], args[0], [place, column])
+        last = builder.sub(stop, ir.Constant(stop.type, 1))  # rows straddle cache lines
+        _ask(context, builder, signature.args[0], args[0], [place, last])
+        return context.get_dummy_value()
+
+    return types.void(array, row, first, end), generate
+
+
+def _as_indices(context: Any, builder: Any, signature: Any, args: Any) -> list[Any]:
+    """All arguments but the first, which is the array."""
+    given = zip(args[1:], signature.args[1:], strict=True)
+    return [context.cast(builder, value, kind, types.intp) for value, kind in given]
+
+
 prefetch: Any = intrinsic(_prefetch)
 """prefetch(array, row, column): ask for that element's cache line. A hint: out of range is safe."""
+prefetch_words: Any = intrinsic(_prefetch_words)
+"""prefetch_words(array, row, first, end): ask for every line of these 4-byte words of a row."""

@@ -197,6 +197,16 @@ class Rocks:
             self._readers.shutdown()
         _mapped("close", self._db.close)
 
+    def __enter__(self) -> Rocks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except StoreError:
+            if kind is None:
+                raise  # otherwise it repeats, without the reason, what was refused before
+
 
 def write_table(file: Path, writes: Iterable[Write]) -> int:
     """A table file of `writes`, sorted by key, ready for `ingest`; its bytes. Synced.

@@ -19,7 +19,7 @@ from embedding_store.flags import NO_COUNTS
 from embedding_store.index import Index, Resolved
 from embedding_store.layout import SetSpec
 from embedding_store.pages import zeros
-from embedding_store.prefetch import prefetch
+from embedding_store.prefetch import AHEAD, prefetch_words
 from embedding_store.row import (
     COUNT_WORD,
     FLAGS_WORD,
@@ -34,8 +34,6 @@ from embedding_store.row import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-AHEAD: Final = 16
-LINE_WORDS: Final = 16
 CHANGED: Final = 1
 """A row's mark: it differs from the disk and from what the commit under way writes."""
 PENDING: Final = 2
@@ -306,9 +304,7 @@ def _gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-de
     end = first + vectors.shape[1]
     for i in range(slots.shape[0]):
         if i + AHEAD < slots.shape[0]:
-            for column in range(first, end, LINE_WORDS):
-                prefetch(words, slots[i + AHEAD], column)
-            prefetch(words, slots[i + AHEAD], end - 1)  # rows straddle cache lines
+            prefetch_words(words, slots[i + AHEAD], first, end)
         to = np.uint64(i) * dim
         if slots[i] < 0:
             for d in range(dim):

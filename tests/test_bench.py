@@ -22,6 +22,8 @@ runner = CliRunner()
         (["bench", "stroe"], "benchmark 'stroe': expected one of"),
         (["bench", "stroe"], "did you mean 'store'?"),
         (["bench", "freshnes"], "did you mean 'freshness'?"),
+        (["bench", "store", "--part", "comit"], "did you mean 'commit'?"),
+        (["bench", "join", "--part", "commit"], "part of join 'commit': expected one of"),
         (["bench"], "Missing argument 'name'"),
         (["bench", "store", "--quik"], "Possible options: --quick"),
     ],
@@ -35,6 +37,18 @@ def test_a_wrong_call_names_what_was_expected_and_exits_2(arguments: list[str], 
 def test_every_benchmark_has_its_script() -> None:
     for name in bench.BENCHMARKS:
         assert (bench._FOLDER / f"{name}.py").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bench.PARTS)
+def test_its_script_knows_every_part(name: str) -> None:
+    script = bench._FOLDER / f"{name}.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), "--part", "?"], check=False, capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    listed = ran.stderr.rpartition("choose from")[2]
+    assert [word.strip(" ()\n'") for word in listed.split(",")] == list(bench.PARTS[name])
 
 
 @pytest.mark.slow

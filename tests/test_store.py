@@ -1,17 +1,12 @@
-"""The store against an oracle: any sequence of calls, crashes included; eviction; optimizer."""
+"""The store's promises one by one; any sequence of calls is `test_store_machine`."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from embedding_store.errors import (
     CacheTooSmall,
@@ -22,139 +17,17 @@ from embedding_store.errors import (
 from embedding_store.keys import row_keys
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.rocks import Rocks
-from embedding_store.store import EmbeddingStore, Lookup
-from tests.knobs import examples
+from embedding_store.store import EmbeddingStore
 from tests.store_oracle import LAYOUT, Oracle, assert_same, scripted_step
 
 CACHE_ROWS = 24
-EXAMPLES = examples(20, 1000)
 KEYS = row_keys("item", [str(i) for i in range(60)])
-
-ids = st.lists(st.integers(0, 59), min_size=1, max_size=30).filter(lambda v: len(set(v)) <= 12)
-record = st.tuples(st.sampled_from(["outbox", "offsets"]), st.binary(max_size=2))
 
 
 def _open(path: Path, cache_rows_max: int = CACHE_ROWS, **more: Any) -> EmbeddingStore:
     return EmbeddingStore.open(
         path, more.get("layout", LAYOUT), cache_rows_max=cache_rows_max, owner="test"
     )
-
-
-class StoreMachine(RuleBasedStateMachine):
-    """Any sequence of calls, with crashes: files copied as they lie, and opened elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.directory = Path(tempfile.mkdtemp(prefix="store-"))
-        self.opened = 0
-        self.oracle = Oracle()
-        self.now_ms = 0
-        self.recent: list[tuple[Lookup, list[int]]] = []
-        self.store = _open(self.directory / "0")
-
-    def teardown(self) -> None:
-        self.store.close()
-        shutil.rmtree(self.directory)
-
-    @initialize(start=st.integers(0, 10**10))
-    def begin(self, start: int) -> None:
-        self.now_ms = start
-
-    @rule(ids=ids, seconds=st.integers(-3, 30))
-    def look_up(self, ids: list[int], seconds: int) -> None:
-        self.now_ms = max(0, self.now_ms + 1000 * seconds)  # event time may step back
-        given = KEYS[ids]
-        created = self.oracle.lookup(given.tolist(), self.now_ms)
-        lookup = self.store.lookup(given, now_ms=self.now_ms)
-        assert lookup.keys[lookup.inverse].tolist() == given.tolist()
-        assert set(lookup.keys[~lookup.found].tolist()) == created
-        self.recent = [*self.recent[-1:], (lookup, given.tolist())]
-
-    @precondition(lambda self: self.recent)
-    @rule(which=st.integers(0, 1), name=st.sampled_from(["shared", "exp:0"]), seed=st.integers(0))
-    def train(self, which: int, name: str, seed: int) -> None:
-        lookup, given = self.recent[which % len(self.recent)]
-        keys = lookup.keys.tolist()
-        vectors = self.store.gather(lookup, name)
-        assert vectors.tobytes() == b"".join(
-            self.oracle.rows[k].sets[name][0].tobytes() for k in keys
-        )
-        rng = np.random.default_rng(seed)
-        grad = rng.standard_normal(vectors.shape, dtype=np.float32)
-        if seed % 5 == 0:
-            grad[0, 0] = np.float32("nan")
-        if not lookup.counted:
-            self.oracle.count(given, self.now_ms)
-        self.oracle.update(keys, name, grad)
-        self.store.update(lookup, name, grad, now_ms=self.now_ms)
-
-    @rule(ids=st.lists(st.integers(0, 59), max_size=40), name=st.sampled_from(["shared", "exp:0"]))
-    def peek(self, ids: list[int], name: str) -> None:
-        vectors, found = self.store.peek(KEYS[ids], name)
-        for vector, there, key in zip(vectors, found, KEYS[ids].tolist(), strict=True):
-            assert there == (key in self.oracle.rows)
-            if there:
-                assert vector.tobytes() == self.oracle.rows[key].sets[name][0].tobytes()
-            else:
-                assert not vector.any()
-
-    @rule(record=record, value=st.binary(max_size=20))
-    def put(self, record: tuple[str, bytes], value: bytes) -> None:
-        self.store.put(*record, value)
-        self.oracle.state[record] = value
-
-    @rule(record=record)
-    def delete(self, record: tuple[str, bytes]) -> None:
-        self.store.delete(*record)
-        self.oracle.state.pop(record, None)
-
-    @rule(space=st.sampled_from(["outbox", "offsets"]), keys=st.lists(st.binary(max_size=2)))
-    def get(self, space: str, keys: list[bytes]) -> None:
-        expected = [self.oracle.state.get((space, key)) for key in keys]
-        assert self.store.get_many(space, keys) == expected
-        assert [self.store.get(space, key) for key in keys] == expected
-
-    @rule()
-    def commit(self) -> None:
-        self.oracle.commit()
-        assert self.store.commit() == self.oracle.commit_id
-        assert self.store.verify() == len(self.oracle.rows)
-        assert self.store.stats().rows_dirty == 0
-
-    @rule(graceful=st.booleans())
-    def crash_and_reopen(self, graceful: bool) -> None:
-        """What was committed is there, what was not is gone: `assert_same` checks both."""
-        self.opened += 1
-        if graceful:
-            self.store.close()
-        shutil.copytree(self.store.path, self.directory / str(self.opened))
-        self.store.close()
-        self.store = _open(self.directory / str(self.opened))
-        self.oracle.crash()
-        self.recent = []
-
-    @rule()
-    def checkpoint(self) -> None:
-        self.opened += 1
-        target = self.directory / str(self.opened)
-        self.store.checkpoint(target)
-        committed = Oracle(commit_id=self.oracle.commit_id, committed=self.oracle.committed)
-        committed.crash()
-        with _open(target) as copy:
-            assert_same(copy, committed)
-
-    @invariant()
-    def as_the_oracle(self) -> None:
-        assert_same(self.store, self.oracle)
-
-
-TestStoreMachine = pytest.mark.slow(StoreMachine.TestCase)
-TestStoreMachine.settings = settings(
-    max_examples=EXAMPLES,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @pytest.mark.slow

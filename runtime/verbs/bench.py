@@ -14,6 +14,8 @@ from runtime.choices import chosen
 from runtime.verbs.stack import stop_on_sigterm
 
 BENCHMARKS = ("freshness", "join", "store", "train")
+PARTS = {"store": ("in_memory", "beyond_memory", "commit", "row_precision")}
+"""What a long benchmark can run alone."""
 _FOLDER = Path(__file__).resolve().parents[2] / "bench"
 _STOP_TIMEOUT_S = 60.0
 
@@ -26,14 +28,19 @@ def bench(
     name: str = typer.Argument(..., help=" | ".join((*BENCHMARKS, "all"))),
     as_json: bool = typer.Option(False, "--json", help="The whole result; else its main figures."),
     quick: bool = typer.Option(False, "--quick", help="The same keys in under a minute each."),
+    part: str | None = typer.Option(
+        None, "--part", help=f"One part alone; store: {' | '.join(PARTS['store'])}."
+    ),
 ) -> None:
     """Measure one organ, or all, against a peer or a limit in the same run."""
     stop_on_sigterm()
     chosen(name, (*BENCHMARKS, "all"), "benchmark")
+    if part is not None:
+        chosen(part, PARTS.get(name, ()), f"part of {name}")
     if not _FOLDER.is_dir():
         raise BenchmarkFailed(f"{_FOLDER}: the benchmarks are part of the repository, not of it")
     names = BENCHMARKS if name == "all" else (name,)
-    found = {each: _run(each, quick=quick) for each in names}
+    found = {each: _run(each, quick=quick, part=part) for each in names}
     if as_json:
         shown = found if name == "all" else found[name]
         typer.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2).decode())
@@ -45,9 +52,10 @@ def bench(
                 typer.echo(f"  {key:<28} {value:g}")
 
 
-def _run(name: str, *, quick: bool) -> dict[str, Any]:
+def _run(name: str, *, quick: bool, part: str | None) -> dict[str, Any]:
     """What the benchmark printed. It is stopped, and waited for, when this is interrupted."""
     command = [sys.executable, str(_FOLDER / f"{name}.py"), *(["--quick"] if quick else [])]
+    command += [] if part is None else ["--part", part]
     typer.echo(f"bench {name}", err=True)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:

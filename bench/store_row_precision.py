@@ -1,7 +1,5 @@
 """What rows in bfloat16 cost a model: progressive NE and AUC beside float32, on the same stream.
 
-    python bench/row_precision.py [--quick]
-
 A factorisation of user and item (16 numbers each, row-wise Adagrad) learns from labels drawn by a
 hidden factorisation of the same form; each batch is predicted before it is learnt. Both arms see
 the same ids, labels and first vectors; five seeds.
@@ -11,10 +9,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from measuring import run_benchmark, spread
+from measuring import Part, spread
 from numpy.typing import NDArray
 from workload import hashed, zipf
 
@@ -25,21 +22,23 @@ DIM, BATCH, UNIVERSE = 16, 2048, 2_000
 F32 = NDArray[np.float32]
 
 
-def measure(quick: bool) -> dict[str, Any]:
-    """Keys `ne_loss` (relative, positive = worse) and `auc_loss` of bfloat16 against float32."""
+def measure(quick: bool) -> Part:
+    """Keys `bfloat16_ne_loss` (relative, positive = worse) and `bfloat16_auc_loss`, both against
+    float32."""
     seeds, batches = (3, 60) if quick else (5, 400)
     arms = {"float32": SetSpec(dim=DIM, init_scale=0.1)}
     arms["bfloat16"] = SetSpec(dim=DIM, init_scale=0.1, dtype="bfloat16")
     told = [{name: _arm(spec, s, batches) for name, spec in arms.items()} for s in range(seeds)]
     ne = [each["bfloat16"][0] / each["float32"][0] - 1 for each in told]
     auc = [each["float32"][1] - each["bfloat16"][1] for each in told]
-    return {
-        "ne_loss": spread(ne),
-        "auc_loss": spread(auc),
-        "ne_float32": spread([each["float32"][0] for each in told]),
-        "auc_float32": spread([each["float32"][1] for each in told]),
+    loss = {"bfloat16_ne_loss": spread(ne), "bfloat16_auc_loss": spread(auc)}
+    detail = {
+        **loss,
+        "float32_ne": spread([each["float32"][0] for each in told]),
+        "float32_auc": spread([each["float32"][1] for each in told]),
         "samples": BATCH * batches,
     }
+    return Part({key: found["median"] for key, found in loss.items()}, {"row_precision": detail})
 
 
 def _arm(spec: SetSpec, seed: int, batches: int) -> tuple[float, float]:
@@ -83,7 +82,3 @@ def _scores(logit: F32, label: F32) -> tuple[float, float]:
     positives = label.sum()
     area = (ranks[label == 1].sum() - positives * (positives + 1) / 2) / positives
     return float(loss / entropy), float(area / (len(wide) - positives))
-
-
-if __name__ == "__main__":
-    run_benchmark("row_precision", measure)
