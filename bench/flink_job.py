@@ -15,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 
+import structlog
+
 from settings.config import Config
 from settings.load import load_config
 from stream.__main__ import _free_port
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("--bootstrap", required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
     options = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     # The only variable by which PyFlink lets one add to the class path.
     os.environ["HADOOP_CLASSPATH"] = ":".join(str(jar) for jar in jar_paths())
     for number in itertools.count():

@@ -12,7 +12,6 @@ from settings.config import Config
 from topics.client import consumer_settings
 from topics.errors import (
     RecordInvalid,
-    TopicUnavailable,
     TopicUnknown,
     WireVersionError,
     kafka_errors,
@@ -21,7 +20,7 @@ from topics.errors import (
 from topics.manifest import decode_manifest
 from topics.names import MANIFEST, Kind, partition_count, representation_topic
 from topics.representation import decode
-from topics.scan import Partition, scan_group
+from topics.scan import Partition, log_span, scan_group
 
 _BATCH_RECORDS_MAX = 8192
 _MANIFESTS: Partition = (MANIFEST, 0)
@@ -101,13 +100,7 @@ class Tail:
         return TopicPartition(self._config.topic(at[0]), at[1], OFFSET_BEGINNING)
 
     def _manifests_end(self) -> int:
-        with kafka_errors(f"asking for the end of {self._manifest_topic}"):
-            found = self._consumer.get_watermark_offsets(
-                TopicPartition(self._manifest_topic, 0), timeout=30
-            )
-        if found is None:
-            raise TopicUnavailable(f"no answer for the end of {self._manifest_topic} in 30 s")
-        return found[1]
+        return log_span(self._consumer, self._manifest_topic, 0)[1]
 
     def _take(self, message: Message) -> None:
         error = message.error()

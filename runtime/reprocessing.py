@@ -14,7 +14,7 @@ from runtime.jars import flink_jars, require_java
 from runtime.shadow import delete_shadow, shadow_config
 from settings.config import Config
 from stream.asides import Source, read_asides, send_once
-from stream.late_again import PastEvent, additions, read_past
+from stream.late_again import PastEvent, additions, is_correction, read_past
 from stream.reprocess import Reprocessed
 from topics.admin import ensure_topics
 from topics.client import producer_settings
@@ -38,7 +38,7 @@ def reprocess_late(
     """
     asides, already = read_asides(config, bootstrap, "late", since_ms=since_ms)
     chosen = asides[:limit]
-    sent = records = 0
+    sent = records = untaught = 0
     if chosen:
         past = read_past(config, bootstrap, chosen)
         prefix = f"{config.kafka.topic_prefix}-late-{uuid.uuid4().hex[:8]}"
@@ -53,6 +53,8 @@ def reprocess_late(
         finally:
             delete_shadow(shadow, bootstrap)
         sent, records = len(groups), sum(len(own) for _, own in groups)
+        if config.join.policy == "wait":
+            untaught = sum(is_correction(record) for _, own in groups for record in own)
         if not dry_run:
             sent, records = send_once(config, bootstrap, groups)
     return Reprocessed(
@@ -64,6 +66,7 @@ def reprocess_late(
         refused=[],
         refused_total=0,
         dry_run=dry_run,
+        untaught=untaught,
     )
 
 

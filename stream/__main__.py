@@ -21,6 +21,7 @@ from settings.config import Config
 from settings.load import ConfigError, load_config
 from stream.errors import JoinError
 from stream.flink_rest import FlinkRest
+from stream.floor import WatermarkFloor
 from stream.plan import job_name
 from stream.remote import Cluster, RemoteJob, running_job
 from stream.savepoint import is_requested, take_savepoint
@@ -108,7 +109,11 @@ def _run(arguments: argparse.Namespace, config: Config, bootstrap: str, stop: _S
         port = serve_metrics(config, bootstrap, arguments.metrics_port, rest, job.job_id)
         _log.info("join_metrics", url=f"http://{config.metrics.host}:{port}/metrics")
     stop.running = True
-    if job.wait(stop.asked):
+    floor = WatermarkFloor(rest, job.job_id, arguments.state_dir)
+    floor.start()
+    ended = job.wait(stop.asked)
+    floor.stop()
+    if ended:
         _log.info("join_ended", job=job.job_id)
     elif is_requested(arguments.state_dir):
         path = take_savepoint(arguments.state_dir, stop=True)

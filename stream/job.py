@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from settings.config import Config
 from stream.compiled import CompiledPlan, plan_for
 from stream.errors import JoinFailed, JoinPlanUnknown, JoinStateLost
 from stream.flink_rest import FlinkRest
-from stream.plan import flink_settings, statements
+from stream.floor import FILE as FLOOR_FILE
+from stream.plan import JAR_CONTRACT, flink_settings, statements
 from stream.remote import Cluster, RemoteJob, submission_settings
 from stream.restore import (
     SavedState,
@@ -65,6 +67,7 @@ logger.metrics.level = error
 logger.kafka.name = org.apache.flink.kafka.shaded
 logger.kafka.level = warn
 """
+_CONTRACT = "dev/headwater/join/contract"
 _CAUSE = re.compile(r"^\s*Caused by: (.+)$", re.MULTILINE)
 # What Flink says once a task is already down; the reason is another exception.
 _NOISE = re.compile(
@@ -95,7 +98,23 @@ def jar_paths() -> list[Path]:
     missing = [str(jar) for jar in jars if not jar.is_file()]
     if missing:
         raise JoinFailed(f"jars not found: {', '.join(missing)}", hint="build them: make jars")
+    _require_contract(jars[0])
     return jars
+
+
+def _require_contract(jar: Path) -> None:
+    """Raise JoinFailed where the operator's jar was built from other sources than this release's:
+    it would misread what it is told, somewhere inside Flink."""
+    try:
+        with zipfile.ZipFile(jar) as packed:
+            found = packed.read(_CONTRACT).decode("ascii").strip()
+    except (KeyError, zipfile.BadZipFile):
+        found = "none"
+    if found != str(JAR_CONTRACT):
+        raise JoinFailed(
+            f"{jar} is of another release: expected contract {JAR_CONTRACT}, got {found}",
+            hint="build it anew: make jars",
+        )
 
 
 class JoinJob:
@@ -139,6 +158,7 @@ class JoinJob:
         if saved is None and has_run():
             raise JoinStateLost(state_dir)
         write_shape(state_dir, shape_of(config, self._plan.name))
+        (state_dir / FLOOR_FILE).unlink(missing_ok=True)  # this start's own is in the settings
         settings = flink_settings(
             config,
             state_dir=state_dir,

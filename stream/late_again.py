@@ -8,6 +8,9 @@ the live join has said is appended to `samples`:
     a late conversion    a `correction` for the impression that it belongs to, if that was sampled
                          without this kind; nothing if the kind was known, or none owns it
 
+Under policy `wait` the trainer learns from finals alone: such a correction would be a positive
+beside the negative that it has learnt. It is for other readers, and for a replay.
+
 Conversions that the live join attributed stay where they are: what it said is not taken back. The
 appended records carry `hw_reprocessed`; in the audit the late events stay late, and the appended
 samples are checked on their own.
@@ -158,6 +161,11 @@ def additions(
                         _correction(conversion, source, message, kind, known.revision)
                     )
     return [(late[source], records) for source, records in found.items()]
+
+
+def is_correction(record: Record) -> bool:
+    """Of a record that is to be appended to the samples."""
+    return decode_sample_head(record[2] or b"").state == "correction"
 
 
 def _remember(said: Said, head: SampleHead) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from settings.config import Config
+from stream.floor import FILE as FLOOR_FILE
 from topics.names import (
     CONVERSIONS,
     IMPRESSIONS,
@@ -36,6 +37,9 @@ SINK_SETTINGS = {
     "properties.batch.size": "131072",
 }
 """Of every job that is compared with the join, too."""
+JAR_CONTRACT = 2
+"""What this module and the operator's jar agree on: table options, job parameters, columns. Raised
+by one in both (`stream/java/src/main/resources/dev/headwater/join/contract`) when one changes."""
 SOURCE_SETTINGS = {"properties.max.poll.records": "4000"}
 
 
@@ -58,7 +62,7 @@ def flink_settings(
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
         "pipeline.auto-watermark-interval": f"{_WATERMARK_INTERVAL_MS} ms",
-        "pipeline.global-job-parameters": _job_parameters(config, watermark_ms),
+        "pipeline.global-job-parameters": _job_parameters(config, watermark_ms, state_dir),
         "parallelism.default": str(join.parallelism),
         "metrics.fetcher.update-interval": "1000 ms",
         "rest.bind-address": "127.0.0.1",
@@ -233,7 +237,7 @@ def _java_client(extra: Mapping[str, str | int | float | bool]) -> dict[str, str
     return java
 
 
-def _job_parameters(config: Config, watermark_ms: int) -> str:
+def _job_parameters(config: Config, watermark_ms: int, state_dir: Path) -> str:
     join = config.join
     kinds = ";".join(f"{kind}={spec.window}:{spec.value}" for kind, spec in config.kinds.items())
     by_domain = join.negatives_kept_by_domain.items()
@@ -249,6 +253,7 @@ def _job_parameters(config: Config, watermark_ms: int) -> str:
         ),
         "headwater.future_bound_ms": str(config.events.future_bound),
         "headwater.watermark_ms": str(watermark_ms),
+        "headwater.watermark_file": str(state_dir.resolve() / FLOOR_FILE),
     }
     return ",".join(f"{name}:'{value}'" for name, value in parameters.items())
 

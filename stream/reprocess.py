@@ -1,16 +1,16 @@
 """`headwater reprocess undecodable`: events whose bytes the join refused, sent in once more.
 
-What was fixed is the config (a kind added, `events.bytes_max` raised) or a clock that was ahead.
-Each event's original bytes go to their source topic again as a new source record, keyed by the pair
-that they now decode to. The join judges it anew, and so does the audit, which counts it as one more
-event in; the record that it repeats stays what it was. Bytes that the rules still refuse are not
-sent, and are looked at again by the next run.
+What was fixed is the config (a kind added, `events.bytes_max` raised), a clock that was ahead, or
+the bytes themselves, by a function that the caller brings. They go to their source topic again as a
+new source record, keyed by the pair that they now decode to. The join judges it anew, and so does
+the audit, which counts it as one more event in; the record that it repeats stays what it was. Bytes
+that the rules still refuse are not sent, and are looked at again by the next run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -23,6 +23,8 @@ from topics.event import event_key
 from topics.impression import decode_impression_head
 from topics.names import IMPRESSIONS
 
+Mending = Callable[[str, bytes], bytes | None]
+"""(stream, original bytes) -> the bytes to send; None = leave this one where it is."""
 _SHOWN = 20
 
 
@@ -51,6 +53,8 @@ class Reprocessed(msgspec.Struct, kw_only=True):
     """The first of those not sent."""
     refused_total: int
     dry_run: bool
+    untaught: int = 0
+    """Of the records: corrections, where policy `wait` keeps the trainer from learning them."""
 
 
 def reprocess_undecodable(
@@ -60,8 +64,10 @@ def reprocess_undecodable(
     since_ms: int = 0,
     limit: int | None = None,
     dry_run: bool = False,
+    mending: Mending | None = None,
 ) -> Reprocessed:
-    """Send what now decodes. `limit` bounds how many are sent. Raises TopicError."""
+    """Send what now decodes, mended first where `mending` is given. `limit` bounds how many are
+    sent. Raises TopicError."""
     asides, already = read_asides(config, bootstrap, "undecodable", since_ms=since_ms)
     running_ms = reached_watermark_ms(config, bootstrap) + config.join.lateness
     bound_ms = config.events.future_bound
@@ -72,14 +78,15 @@ def reprocess_undecodable(
     refused: list[Refused] = []
     for aside in asides:
         try:
-            key = _key(config, aside, newest_ms)
+            value = _mended(aside, mending)
+            key = _key(config, aside, value, newest_ms)
         except RecordInvalid as invalid:
             stream, partition, offset = aside.source
             refused.append(
                 Refused(stream=stream, partition=partition, offset=offset, reason=str(invalid))
             )
         else:
-            fits.append((aside, [(aside.source[0], key, aside.value, list(_headers(aside)))]))
+            fits.append((aside, [(aside.source[0], key, value, list(_headers(aside)))]))
     fits = fits[:limit]
     sent, records = (len(fits), len(fits)) if dry_run else send_once(config, bootstrap, fits)
     return Reprocessed(
@@ -94,12 +101,27 @@ def reprocess_undecodable(
     )
 
 
-def _key(config: Config, aside: Aside, newest_ms: int) -> bytes:
-    """The Kafka key of the event in these bytes. Raises RecordInvalid where there is still none."""
-    value = aside.value
-    if value is None:
+def _mended(aside: Aside, mending: Mending | None) -> bytes:
+    """What is to be sent. Raises RecordInvalid, also for whatever a caller's function raises: one
+    event that it cannot mend must not keep the others back."""
+    if aside.value is None:
         raise RecordInvalid("expected an event, got no bytes")
-    if aside.reason.startswith("size:"):
+    if mending is None:
+        return aside.value
+    try:
+        value = mending(aside.source[0], aside.value)
+    except Exception as error:
+        raise RecordInvalid(f"mending it failed: {error!r}") from error
+    if value is None:
+        raise RecordInvalid("left where it is by the function that mends")
+    if not isinstance(value, bytes):
+        raise RecordInvalid(f"mending it gave {type(value).__name__}, expected bytes or None")
+    return value
+
+
+def _key(config: Config, aside: Aside, value: bytes, newest_ms: int) -> bytes:
+    """The Kafka key of the event in `value`. Raises RecordInvalid where there is still none."""
+    if value is aside.value and aside.reason.startswith("size:"):
         raise RecordInvalid("only its first bytes were kept: send it from where it came")
     if len(value) > config.events.bytes_max:
         raise RecordInvalid(f"expected at most {config.events.bytes_max} bytes, got {len(value)}")

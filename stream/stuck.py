@@ -76,10 +76,11 @@ class StuckWatch:
         if failed == self._failed or silent < CHECKPOINTLESS_SECONDS_MAX:
             return None
         latest = found["latest"].get("failed") or {}
-        told = str(latest.get("failure_message") or "no reason was given").splitlines()[0]
+        told = str(latest.get("failure_message") or "").partition("\n")[0]
+        reason = self._disk() or self._last_exception() or told or "Flink gave no reason"
         return (
             f"no checkpoint was completed for {silent:.0f} s, {failed - self._failed} failed: "
-            f"{self._disk() or told}"
+            f"{reason}"
         )
 
     def _disk(self) -> str:
@@ -105,11 +106,14 @@ class StuckWatch:
             return None
         return (
             f"restarted {restarts - self._restarts} times from the same source position, {at}: "
-            f"{self._last_exception()}"
+            f"{self._last_exception() or 'Flink gave no reason'}"
         )
 
     def _last_exception(self) -> str:
+        """The last cause of a task's newest failure; empty where no task has failed."""
         history = self._ask(f"{self._job}/exceptions", maxExceptions="1")["exceptionHistory"]
+        if not history["entries"]:
+            return ""
         lines = str(history["entries"][0]["stacktrace"]).splitlines()
         causes = [line for line in lines if line.startswith("Caused by: ")]
         return causes[-1].removeprefix("Caused by: ") if causes else lines[0]

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from settings.config import Config
@@ -24,14 +24,23 @@ QUICK_JVM = (
 
 
 class JoinProcess:
-    """Started again after a kill as a supervisor would; its stderr is `state.log`."""
+    """Started again after a kill as a supervisor would; its stderr goes to `log`, which is
+    `state.log` unless that would lie on a disk that is full."""
 
-    def __init__(self, config_path: Path, bootstrap: str, state: Path, *more: str) -> None:
+    def __init__(
+        self,
+        config_path: Path,
+        bootstrap: str,
+        state: Path,
+        *more: str,
+        log: Path | None = None,
+        program: Sequence[str] = ("stream",),
+    ) -> None:
         self._command = [
-            *(sys.executable, "-m", "stream", "--config", str(config_path)),
+            *(sys.executable, "-m", *program, "--config", str(config_path)),
             *("--bootstrap", bootstrap, "--state-dir", str(state), *more),
         ]
-        self._log = state.with_suffix(".log")
+        self._log = state.with_suffix(".log") if log is None else log
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

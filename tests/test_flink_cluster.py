@@ -26,6 +26,7 @@ from tests.join_process import JoinProcess, taken, wait_for, wait_for_the_end
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.event import event_key
+from topics.scan import read_to_end
 
 pytestmark = [
     pytest.mark.kafka,
@@ -59,30 +60,31 @@ class _Traffic(threading.Thread):
         for number in itertools.count():
             if self._finish.wait(1 / RATE):
                 return
-            user, now_ms = f"u{self._draw.randrange(200)}", int(time.time() * 1000)
-            own = {"event_ms": now_ms, "user_id": user, "item_id": "a"}
-            self._send(
-                "impressions",
-                {"impression_id": f"i{number}", **own, "domain": "d", "features": {"n": number}},
-            )
+            now_ms, user = int(time.time() * 1000), f"u{self._draw.randrange(200)}"
+            shown = {"impression_id": f"i{number}", "domain": "d", "features": {"n": number}}
+            self.send("impressions", now_ms, user, **shown)
             done = {"conversion_id": f"c{number}", "kind": "buy", "value": None}
             named = f"i{number}" if self._draw.random() < 0.5 else None
-            self._send("conversions", {**own, **done, "impression_id": named})
+            self.send("conversions", now_ms, user, **done, impression_id=named)
 
     def finish(self) -> None:
         self._finish.set()
         self.join()
+        self.flush()
+
+    def flush(self) -> None:
         assert self._producer.flush(120) == 0
 
-    def _send(self, stream: str, event: dict[str, Any]) -> None:
-        key = event_key(event["user_id"], event["item_id"])
+    def send(self, stream: str, event_ms: int, user: str = "u0", **own: Any) -> None:
+        event = {"event_ms": event_ms, "user_id": user, "item_id": "a", **own}
+        key = event_key(user, "a")
         self._producer.produce(self._config.topic(stream), json.dumps(event).encode(), key)
         self._producer.poll(0)
         self.sent += 1
 
 
 class _Submitted:
-    """`python -m stream --target remote`, started again when it ends, as a supervisor would."""
+    """`headwater submit`, started again when it ends, as a supervisor would."""
 
     def __init__(
         self, join: JoinProcess, cluster: FlinkCluster, config: Config, kafka: str
@@ -105,6 +107,30 @@ class _Submitted:
             return taken(self._config, self._kafka) > before + RATE
 
         wait_for(f"progress after {what}", is_on, SECONDS, self.join.said)
+
+
+def _restart_by_flink(
+    cluster: FlinkCluster, submitted: _Submitted, floor: Path, passed_ms: int
+) -> None:
+    """Kill a TaskManager once the floor that the restarted operator starts from has passed
+    `passed_ms`; returns when the job runs again, without a new submission."""
+    [job_id] = [job.job_id for job in cluster.rest.jobs() if job.state in LIVE]
+    before = cluster.rest.restarts(job_id)
+
+    def has_passed() -> bool:
+        submitted.keep()
+        return floor.exists() and int(floor.read_text("ascii")) > passed_ms
+
+    wait_for("the watermark's floor", has_passed, SECONDS, submitted.join.said)
+    cluster.kill_task_manager(0)
+    cluster.add_task_manager()
+
+    def runs_again() -> bool:
+        submitted.keep()
+        again = cluster.rest.restarts(job_id) > before
+        return again and cluster.rest.state(job_id) == "RUNNING"
+
+    wait_for("Flink's own restart", runs_again, SECONDS, submitted.join.said)
 
 
 @pytest.fixture
@@ -137,8 +163,13 @@ def test_a_cluster_killed_piece_by_piece_loses_nothing(
     ensure_topics(config, kafka)
     write_config(config, tmp_path / "config.toml", comment="the cluster's join")
     with FlinkCluster(tmp_path / "flink") as cluster:
-        remote = ("--target", "remote", "--jobmanager", cluster.address)
-        join = JoinProcess(tmp_path / "config.toml", kafka, tmp_path / "state", *remote)
+        join = JoinProcess(
+            tmp_path / "config.toml",
+            kafka,
+            tmp_path / "state",
+            *("--jobmanager", cluster.address),
+            program=("runtime.cli", "submit"),
+        )
         request.addfinalizer(join.stop)
         submitted = _Submitted(join, cluster, config, kafka)
         traffic = _Traffic(config, kafka, seed)
@@ -163,9 +194,17 @@ def test_a_cluster_killed_piece_by_piece_loses_nothing(
                 broker.kill()
                 broker.start()
                 submitted.progress("the broker was killed")
+        early_ms = int(time.time() * 1000)
+        time.sleep(3)
         traffic.finish()
+        wait_for_the_end(config, kafka, join, SECONDS)
+        _restart_by_flink(cluster, submitted, tmp_path / "state" / "watermark", early_ms)
+        traffic.send("impressions", early_ms, impression_id="long ago", domain="d", features={})
+        traffic.flush()
         events = wait_for_the_end(config, kafka, join, SECONDS)
         report = audit(config, kafka, settle_seconds=60)
+        late = [message.value() for _, message in read_to_end(config, kafka, ["late"])]
+    assert sum(b"long ago" in (value or b"") for value in late) == 1
     assert report.balanced, report
     assert report.impressions.in_ + report.conversions.in_ == events == traffic.sent
     assert report.impressions.sampled > 0 and report.conversions.attributed > 0

@@ -15,11 +15,16 @@ from tests.join_oracle import Verdicts, judge, owner_of
 from tests.join_run import Bytes, Coordinates, Row, join_bounded, produce
 from tests.join_samples import Rules, expect_samples, is_sampled_out
 from tests.join_stories import LONGEST_MS, START_MS, WINDOWS_MS, Event, bad_events, encoded, stories
+from tests.knobs import PROVE
 
 pytestmark = [pytest.mark.kafka, pytest.mark.flink, pytest.mark.slow]
 
-SEEDS = [int(seed) for seed in os.environ.get("HEADWATER_JOIN_SEEDS", "1").split(",")]
-PAIRS = int(os.environ.get("HEADWATER_JOIN_PAIRS", "3000"))
+_LONG_SEEDS = ",".join(map(str, range(1, 9)))
+SEEDS = list(
+    map(int, os.environ.get("HEADWATER_JOIN_SEEDS", _LONG_SEEDS if PROVE else "1").split(","))
+)
+PAIRS = int(os.environ.get("HEADWATER_JOIN_PAIRS", "40000" if PROVE else "3000"))
+"""Of one seed: some 3.3 events each, so that the long count is a million per test."""
 VERDICT_OF_TOPIC = {
     "attributions": "attributed",
     "late": "late",

@@ -6,9 +6,6 @@ The real job over a real broker; its state directory is a file system of a few m
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,38 +14,13 @@ import tomlkit
 
 from settings.load import load_config
 from stream.audit import audit
+from tests.join_process import JoinProcess, taken, wait_for, wait_for_the_end
 from tests.knobs import PROVE
 from tests.small_disk import fill, small_disk
-from tests.test_join_kill import RATE, _committed, _Traffic, _wait_for
+from tests.test_join_kill import RATE, _Traffic
 from topics.admin import ensure_topics
-from topics.names import EVENT_TOPICS
-from topics.scan import end_offsets
 
 ENDS_WITHIN_SECONDS = 240
-
-
-class _Join:
-    """`python -m stream`, its output in a file off the small disk."""
-
-    def __init__(self, config_path: Path, bootstrap: str, state: Path, log: Path) -> None:
-        self._command = [
-            *(sys.executable, "-m", "stream", "--config", str(config_path)),
-            *("--bootstrap", bootstrap, "--state-dir", str(state)),
-        ]
-        self._log = log
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env=os.environ)
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-    def said(self) -> str:
-        return self._log.read_text(encoding="utf-8")[-3000:]
 
 
 @pytest.mark.slow
@@ -70,12 +42,12 @@ def test_a_full_disk_ends_the_join_by_name_and_costs_nothing(
     config = load_config(path, env={}).config
     ensure_topics(config, kafka)
     with small_disk(tmp_path / "disk", "24m") as disk:
-        join = _Join(path, kafka, disk / "state", tmp_path / "join.log")
+        join = JoinProcess(path, kafka, disk / "state", log=tmp_path / "join.log")
         request.addfinalizer(join.stop)
         traffic = _Traffic(config, kafka, source)
         join.start()
         traffic.start()
-        _wait_for("a first checkpoint", lambda: _committed(config, kafka) > RATE, 420, join)
+        wait_for("a first checkpoint", lambda: taken(config, kafka) > RATE, 420, join.said)
         ballast = fill(disk)
         filled_at = time.monotonic()
         assert join.process is not None
@@ -86,8 +58,7 @@ def test_a_full_disk_ends_the_join_by_name_and_costs_nothing(
         ballast.unlink()
         join.start()
         traffic.finish()
-        ends = sum(end_offsets(config, kafka, EVENT_TOPICS).values())
-        _wait_for("the rest", lambda: _committed(config, kafka) >= ends, 420, join)
+        ends = wait_for_the_end(config, kafka, join, 420)
         report = audit(config, kafka, settle_seconds=30)
         assert report.balanced, report
         assert report.impressions.in_ + report.conversions.in_ == ends == traffic.sent

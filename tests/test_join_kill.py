@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,11 +22,8 @@ from runtime.sources.simulated import SimulatedTraffic
 from settings.config import Config
 from settings.load import load_config
 from stream.audit import audit
+from tests.join_process import JoinProcess, taken, wait_for, wait_for_the_end
 from topics.admin import ensure_topics
-from topics.errors import TopicError
-from topics.lag import committed_offsets
-from topics.names import EVENT_TOPICS, join_group
-from topics.scan import end_offsets
 
 KILLS = 5 if os.environ.get("HEADWATER_PROVE") else 2
 RATE = 60.0
@@ -69,54 +64,6 @@ class _Traffic(threading.Thread):
             raise self.error
 
 
-class _Join:
-    """`python -m stream`, started again after each kill as the supervisor would."""
-
-    def __init__(self, config_path: Path, bootstrap: str, state: Path) -> None:
-        self._command = [
-            *(sys.executable, "-m", "stream", "--config", str(config_path)),
-            *("--bootstrap", bootstrap, "--state-dir", str(state)),
-        ]
-        self._log = state.with_suffix(".log")
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        assert self._process.poll() is None, self.said()
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(30)
-
-    def said(self) -> str:
-        return self._log.read_text(encoding="utf-8")[-3000:]
-
-
-def _committed(config: Config, bootstrap: str) -> int:
-    """Events in the newest completed checkpoint; 0 while the broker is not there to ask."""
-    try:
-        return sum(
-            committed_offsets(config, bootstrap, join_group(config), EVENT_TOPICS)().values()
-        )
-    except TopicError:
-        return 0
-
-
-def _wait_for(what: str, done: object, seconds: float, join: _Join) -> None:
-    assert callable(done)
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"{what} not within {seconds} s:\n{join.said()}"
-        time.sleep(0.2)
-
-
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
     with EmbeddedBroker(tmp_path / "broker") as broker:
@@ -142,19 +89,19 @@ def test_nothing_is_lost_and_nothing_twice(
     seed = int(os.environ.get("HEADWATER_SEED", random.randrange(2**31)))
     print(f"HEADWATER_SEED={seed}")  # noqa: T201  shown when the test fails, to run it again
     draw = random.Random(seed)
-    join = _Join(path, broker.bootstrap, tmp_path / "state")
+    join = JoinProcess(path, broker.bootstrap, tmp_path / "state")
     request.addfinalizer(join.stop)
     traffic = _Traffic(config, broker.bootstrap, source)
     join.start()
     traffic.start()
     before = 0
     for _ in range(KILLS):
-        before = max(before, _committed(config, broker.bootstrap))
-        _wait_for(
+        before = max(before, taken(config, broker.bootstrap))
+        wait_for(
             "a checkpoint after the start",
-            lambda before=before: _committed(config, broker.bootstrap) > before + RATE,
+            lambda before=before: taken(config, broker.bootstrap) > before + RATE,
             180,
-            join,
+            join.said,
         )
         time.sleep(draw.uniform(0.0, 2.0))
         if victim == "join":
@@ -164,13 +111,7 @@ def test_nothing_is_lost_and_nothing_twice(
             broker.kill()
             broker.start()
     traffic.finish()
-    ends = sum(end_offsets(config, broker.bootstrap, EVENT_TOPICS).values())
-    _wait_for(
-        "the end of the traffic",
-        lambda: _committed(config, broker.bootstrap) >= ends,
-        180,
-        join,
-    )
+    ends = wait_for_the_end(config, broker.bootstrap, join, 180)
     report = audit(config, broker.bootstrap, settle_seconds=30)
     assert report.balanced, report
     assert report.impressions.in_ + report.conversions.in_ == ends == traffic.sent

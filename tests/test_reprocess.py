@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from typer.testing import CliRunner
 
+from runtime.cli import app
+from runtime.config_file import write_config
 from runtime.reprocessing import reprocess_late
 from settings.config import Config
 from stream.asides import read_marks, send_once
@@ -128,6 +132,39 @@ def test_undecodable_events_go_in_again_once_and_only_if_they_decode(
     assert json.loads(value) == rent
     assert headers["hw_reprocessed"] == "undecodable/" + "/".join(map(str, source))
     assert read_marks(fixed, kafka) == {source}
+
+
+def test_bytes_that_a_function_mends_go_in_again(kafka: str, prefix: str, tmp_path: Path) -> None:
+    """From the command line: a producer wrote seconds, and one line that nobody can read."""
+    config = _config(prefix, buy="1000ms")
+    topics = _Topics(config, kafka)
+    seconds = _conversion("c1", None, T // 1000, "Buy", "u1")
+    topics.put_aside("undecodable", CONVERSIONS, seconds, "kind: ...")
+    topics.put_aside("undecodable", IMPRESSIONS, b"{junk", "json: expected an object")
+    topics.put_aside("undecodable", IMPRESSIONS, b"", "json: expected an object")
+    write_config(config, tmp_path / "c.toml", comment="kinds in small letters")
+    (tmp_path / "fix.py").write_text(
+        "import json\n"
+        "def mend(stream, value):\n"
+        "    if not value:\n"
+        "        return None\n"
+        "    event = json.loads(value)\n"
+        "    event |= {'kind': event['kind'].lower(), 'event_ms': event['event_ms'] * 1000}\n"
+        "    return json.dumps(event).encode()\n",
+        encoding="utf-8",
+    )
+    options = ["--bootstrap", kafka, "--config", str(tmp_path / "c.toml"), "--json"]
+    fix = ["--map", f"{tmp_path / 'fix.py'}:mend"]
+    ran = CliRunner().invoke(app, ["reprocess", "undecodable", *fix, *options])
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(ran.stdout)
+    assert (report["sent"], report["refused_total"]) == (1, 2)
+    told = " ".join(one["reason"] for one in report["refused"])
+    assert "JSONDecodeError" in told and "left where it is" in told
+    _, (_, value) = _records(config, kafka, CONVERSIONS)
+    assert json.loads(value) == {**seconds, "kind": "buy", "event_ms": T // 1000 * 1000}
+    for wrong in (["late", *fix], ["undecodable", "--map", "fix.py:mend"]):
+        assert CliRunner().invoke(app, ["reprocess", *wrong, *options]).exit_code == 2
 
 
 def test_a_run_cut_off_inside_its_transaction_sends_nothing(kafka: str, prefix: str) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import struct
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+import stream
 from settings.config import Config
 from stream import compiled
 from stream.compiled import plan_for, planned_statements, plans
-from stream.errors import JoinConfigChanged, JoinPlanUnknown, SavepointOld
+from stream.errors import JoinConfigChanged, JoinFailed, JoinPlanUnknown, SavepointOld
+from stream.job import JAR_NAMES, jar_paths
+from stream.plan import JAR_CONTRACT
 from stream.restore import check_shape, require_newest, saved_states, shape_of
 
 
@@ -51,6 +55,25 @@ def test_state_keeps_the_plan_that_made_it(tmp_path: Path, monkeypatch: pytest.M
     assert plan_for(kept.name).name == kept.name
     with pytest.raises(JoinPlanUnknown, match=f"'v0', and this release has {kept.name}, next"):
         plan_for("v0")
+
+
+def test_a_jar_of_another_release_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Path(stream.__path__[0]) / "java/src/main/resources/dev/headwater/join/contract"
+    assert kept.read_text("ascii").strip() == str(JAR_CONTRACT)
+    monkeypatch.setenv("HEADWATER_JARS", str(tmp_path))
+    (tmp_path / "flink").mkdir()
+    for name in JAR_NAMES:
+        with zipfile.ZipFile(tmp_path / "flink" / name, "w") as jar:
+            jar.writestr("dev/headwater/join/contract", f"{JAR_CONTRACT}\n")
+    assert len(jar_paths()) == len(JAR_NAMES)
+    for contract, told in ({"dev/headwater/join/contract": "1\n"}, "got 1"), ({}, "got none"):
+        with zipfile.ZipFile(tmp_path / "flink" / JAR_NAMES[0], "w") as jar:
+            for file, text in contract.items():
+                jar.writestr(file, text)
+        with pytest.raises(JoinFailed, match=rf"(?s){told}.*make jars"):
+            jar_paths()
 
 
 MAY_CHANGE: dict[str, dict[str, Any]] = {

@@ -38,6 +38,9 @@ def ensure_topics(config: Config, bootstrap: str, *, timeout_seconds: float = 30
     differences = list(_differences(admin, config, timeout_seconds))
     if differences:
         raise TopicMismatch("topics differ from the config: " + "; ".join(differences))
+    if not missing:
+        # Another process may have made them a moment ago, and waits as well.
+        _wait_for_leaders(config, bootstrap, timeout_seconds)
 
 
 def _wait_for_leaders(config: Config, bootstrap: str, timeout_seconds: float) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from confluent_kafka import KafkaException, Producer
 
 from settings.config import Config
+from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.errors import RecordInvalid, TopicUnavailable, topic_error
 from topics.names import POINTER
@@ -53,8 +54,9 @@ def read_pointer(config: Config, bootstrap: str) -> Pointer | None:
 def write_pointer(config: Config, bootstrap: str, topic_prefix: str) -> Pointer:
     """Let the readers of `config`'s stack follow `topic_prefix`; returns once it is durable.
 
-    Raises TopicError.
+    Makes the stack's topics if it has never run: a replay may come before it. Raises TopicError.
     """
+    ensure_topics(config, bootstrap)
     before = read_pointer(config, bootstrap)
     pointer = Pointer(
         topic_prefix=topic_prefix,

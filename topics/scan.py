@@ -18,6 +18,7 @@ Partition = tuple[str, int]
 """(topic without prefix, partition)."""
 
 _STALL_SECONDS = 30.0
+_YOUNG_SECONDS = 10.0
 
 
 def scan_group(config: Config) -> str:
@@ -47,7 +48,7 @@ def end_offsets(
     )
     try:
         return {
-            (name, partition): _watermarks(consumer, config.topic(name), partition)[1]
+            (name, partition): log_span(consumer, config.topic(name), partition)[1]
             for name in names
             for partition in partitions_of(consumer, config, name)
         }
@@ -99,7 +100,7 @@ def read_to_end(
         assignment: list[TopicPartition] = []
         for name in names:
             for partition in partitions_of(consumer, config, name):
-                low, end = _watermarks(consumer, config.topic(name), partition)
+                low, end = log_span(consumer, config.topic(name), partition)
                 end = min(end, (until or {}).get((name, partition), end))
                 low = max(low, (start or {}).get((name, partition), low))
                 if low < end:
@@ -160,11 +161,16 @@ def _read(
 @retry(
     # Metadata may be older than a topic created a moment ago; longer than this, it is not there.
     retry=retry_if_exception_type(TopicUnknown),
-    stop=stop_after_delay(3.0),
+    stop=stop_after_delay(_YOUNG_SECONDS),
     wait=wait_fixed(0.1),
     reraise=True,
 )
-def _watermarks(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+def log_span(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """(first offset, end) of a partition; `topic` with its prefix. The one place where they are
+    asked for: patient with a broker that is away and with a topic that was just made.
+
+    Raises TopicUnavailable after 30 s, TopicUnknown after 10 s.
+    """
     with kafka_errors(f"asking for the end of {topic} partition {partition}"):
         found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
     if found is None:

@@ -14,10 +14,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from settings.config import Config
 from topics.client import consumer_settings
-from topics.errors import TopicError, TopicUnavailable, TopicUnknown, kafka_errors, topic_error
+from topics.errors import TopicError, TopicUnavailable, TopicUnknown, topic_error
 from topics.names import SAMPLES, partition_count
 from topics.sample import Sample, decode_sample
-from topics.scan import end_offsets
+from topics.scan import end_offsets, log_span
 from trainer.errors import SourceGap, SourceLost
 
 OUTAGE_SECONDS_MAX = 600.0
@@ -189,9 +189,7 @@ class KafkaSource:
         self._consumer.close()
 
     def _start(self, partition: int, stored: int | None, *, accept_gap: bool) -> int:
-        where = TopicPartition(self._topic, partition)
-        with kafka_errors(f"asking for the offsets of {self._topic}"):
-            low, high = self._consumer.get_watermark_offsets(where, timeout=30) or (0, 0)
+        low, high = log_span(self._consumer, self._topic, partition)
         if stored is None:
             return low
         if low <= stored <= high:

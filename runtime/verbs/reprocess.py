@@ -11,6 +11,7 @@ import typer
 
 from runtime.choices import chosen
 from runtime.connection import BOOTSTRAP_OPTION, CONFIG_OPTION, DIR_OPTION, connect
+from runtime.mapping import load_mending
 from runtime.reprocessing import reprocess_late
 from settings.duration import parse_duration_ms
 from stream.reprocess import Reprocessed, reprocess_undecodable
@@ -23,6 +24,13 @@ def reprocess(
     ),
     limit: int = typer.Option(None, "--limit", min=1, help="Send at most so many."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be sent; send nothing."),
+    mend: str = typer.Option(
+        None,
+        "--map",
+        metavar="FILE.py:FUNCTION",
+        help="undecodable only: FUNCTION(stream, bytes) gives the bytes to send, or None to leave"
+        " an event where it is.",
+    ),
     directory: Path = DIR_OPTION,
     bootstrap: str = BOOTSTRAP_OPTION,
     config_file: Path = CONFIG_OPTION,
@@ -30,15 +38,30 @@ def reprocess(
 ) -> None:
     """Send what the join put aside through again, each event once, after what was wrong is fixed.
 
-    undecodable: the original bytes go to their source topic once more, if they decode now. late:
-    the late events are joined with their pairs' history by a bounded run of the join, and the
-    samples that this adds are appended to the samples. Exit 0 = done, 1 = failed.
+    undecodable: the original bytes, or what --map makes of them, go to their source topic once
+    more, if they decode now. late: the late events are joined with their pairs' history by a
+    bounded run of the join, and the samples that this adds are appended to the samples. Exit 0 =
+    done, 1 = failed.
     """
     chosen(topic, ("late", "undecodable"), "topic")
+    if mend is not None and topic != "undecodable":
+        raise typer.BadParameter("--map goes with undecodable: late events decode as they are")
+    mending = None if mend is None else load_mending(mend, "--map")
     since_ms = 0 if since is None else moment_ms(since, "--since")
     at = connect(directory, bootstrap, config_file)
-    run = reprocess_undecodable if topic == "undecodable" else reprocess_late
-    report = run(at.config, at.bootstrap, since_ms=since_ms, limit=limit, dry_run=dry_run)
+    if topic == "undecodable":
+        report = reprocess_undecodable(
+            at.config,
+            at.bootstrap,
+            since_ms=since_ms,
+            limit=limit,
+            dry_run=dry_run,
+            mending=mending,
+        )
+    else:
+        report = reprocess_late(
+            at.config, at.bootstrap, since_ms=since_ms, limit=limit, dry_run=dry_run
+        )
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
@@ -73,5 +96,10 @@ def _tell(report: Reprocessed) -> None:
         f"{report.topic}: {report.waiting} waiting, {report.sent} {would} through again "
         f"({report.records} records), {report.refused_total} refused, {report.already} sent before"
     )
+    if report.untaught:
+        typer.echo(
+            f'  {report.untaught} are corrections, which a trainer under join.policy = "wait" does'
+            " not learn from: replay --train takes them in"
+        )
     for one in report.refused:
         typer.echo(f"  {one.stream} partition {one.partition} offset {one.offset}: {one.reason}")

@@ -1,6 +1,11 @@
 package dev.headwater.join;
 
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
 import java.util.EnumSet;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -80,7 +85,7 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
   private transient RowOutput output;
   private transient List<Kind> kinds;
   private transient long futureBoundMs;
-  /** What the watermark had reached in the run that this one restores: it never goes back. */
+  /** What the watermark had reached in the state that this run restores: it never goes back. */
   private transient long reachedMs;
 
   /**
@@ -127,11 +132,23 @@ public final class AttributionJoin extends ProcessTableFunction<RowData> {
     kinds = settings.kinds();
     futureBoundMs = Long.parseLong(context.getJobParameter("headwater.future_bound_ms", "86400000"));
     long restoredMs = Long.parseLong(context.getJobParameter("headwater.watermark_ms", "-1"));
+    restoredMs = Math.max(restoredMs, floorMs(context.getJobParameter("headwater.watermark_file", "")));
     reachedMs = restoredMs < 0 ? Long.MIN_VALUE : restoredMs;
     metrics = new JoinMetrics(context.getMetricGroup());
     output = new RowOutput(context.getJobParameter("headwater.topic_prefix", "headwater"));
     join = new PairJoin(settings, output);
     store = new PairStore(new PairCodec(kinds));
+  }
+
+  /** What a completed checkpoint of this process holds at least (stream/floor.py); -1 = nothing. */
+  private static long floorMs(String file) {
+    try {
+      return file.isEmpty() ? -1 : Long.parseLong(Files.readString(Path.of(file)).strip());
+    } catch (NoSuchFileException first) {
+      return -1; // no restart inside the process: the parameter says all
+    } catch (IOException failed) {
+      throw new UncheckedIOException("watermark file " + file + " not readable", failed);
+    }
   }
 
   /** One row of either stream, in the column order of the constants above. */
