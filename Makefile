@@ -41,8 +41,10 @@ check: setup ## format, lint, types, import rules and the fast tests
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q -m "not slow and not kafka and not flink and not kill"
 
+# Two workers: most tests wait for a broker or a JVM half of their time. A file stays with one of
+# them, and the long ones come first (tests/conftest.py).
 test: setup ## every test, with the real broker, Flink and RocksDB; under 15 minutes on 2 cores
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## every benchmark, each as a ratio measured in one run
 	$(BIN)/headwater bench all --json

@@ -20,7 +20,6 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from confluent_kafka import KafkaException
@@ -28,6 +27,7 @@ from confluent_kafka.admin import AdminClient
 
 from runtime.child import spawn
 from runtime.jars import kafka_classpath, require_java
+from settings.java import java_options
 
 HOST = "127.0.0.1"
 TRANSACTION_TIMEOUT_MS_MAX = 86_400_000
@@ -49,7 +49,7 @@ rootLogger.level = info
 rootLogger.appenderRef.file.ref = file
 """
 
-_HEAP = ("-Xms64m", "-Xmx512m", "-XX:+ExitOnOutOfMemoryError", "-XX:-UsePerfData")
+_HEAP = ("-Xms64m", "-Xmx512m")
 
 
 class BrokerError(RuntimeError):
@@ -126,7 +126,11 @@ class EmbeddedBroker:
 
     def command(self) -> list[str]:
         """The java command line of the prepared broker."""
-        return [*self._java(*_HEAP), "kafka.Kafka", str(self._dir / "server.properties")]
+        return [
+            *self._java(*java_options(*_HEAP)),
+            "kafka.Kafka",
+            str(self._dir / "server.properties"),
+        ]
 
     def start(self, timeout_s: float = 60) -> None:
         """Start and wait until it answers as the cluster formatted here.
@@ -214,12 +218,7 @@ class EmbeddedBroker:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _signal(self, number: signal.Signals) -> None:

@@ -73,6 +73,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     stack.down,
     status.status,
     doctor.doctor,
+    events.produce,
     events.consume,
     demo.demo,
     batch.join,
@@ -92,7 +93,6 @@ _VERBS: tuple[Callable[..., None], ...] = (
 )
 for _verb in _VERBS:
     app.command(_verb.__name__)(_verb)
-app.add_typer(events.produce_app, name="produce")
 app.add_typer(config.app, name="config")
 for _verb in (checkpoints.checkpoints, checkpoints.verify, checkpoints.restore):
     store.store_app.command(_verb.__name__)(_verb)

@@ -16,8 +16,7 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -79,16 +78,11 @@ class Stack:
         self._lock.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         try:
             self.stop()
         finally:
-            self._lock.__exit__(kind, error, trace)
+            self._lock.__exit__(*raised)
 
     def start(self) -> None:
         """Start everything; returns at once, `poll` until `supervisor.all_ready`.

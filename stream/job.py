@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 import structlog
 
 from settings.config import Config
+from settings.java import java_options
 from stream.compiled import CompiledPlan, plan_for
 from stream.errors import JoinFailed, JoinPlanUnknown, JoinStateLost
 from stream.flink_rest import FlinkRest
@@ -46,7 +48,7 @@ JAR_NAMES = (
     "flink-sql-connector-kafka-5.0.0-2.2.jar",
     "zstd-jni-1.5.6-10.jar",
 )
-_HEAP = "-Xms256m -Xmx2g -XX:+UseParallelGC -XX:+ExitOnOutOfMemoryError -XX:-UsePerfData"
+_HEAP = ("-Xms256m", "-Xmx2g", "-XX:+UseParallelGC")
 _LOG4J = """status = error
 appender.file.type = RollingFile
 appender.file.name = file
@@ -247,7 +249,7 @@ class JoinJob:
 
     def _start_jvm(self) -> Callable[[dict[str, str]], Any]:
         """Start PyFlink's JVM with our heap and log directory; returns what makes environments."""
-        os.environ.setdefault("JVM_ARGS", _HEAP)
+        os.environ.setdefault("JVM_ARGS", shlex.join(java_options(*_HEAP)))
         os.environ["FLINK_LOG_DIR"] = str(self._log_dir)
         _write_log_settings(self._log_dir)
         try:

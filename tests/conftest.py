@@ -12,9 +12,13 @@ import hypothesis
 import pytest
 
 from runtime.broker import EmbeddedBroker
+from settings.java import JAVA_OPTIONS
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 _count = itertools.count()
+
+# A test's JVM lives for seconds: the optimizing compiler costs it half of its processor time.
+os.environ.setdefault(JAVA_OPTIONS, "-XX:TieredStopAtLevel=1")
 
 # No deadline: the machine is shared, and kernels compile at their first call. In CI the examples
 # are the same each time, so that a red run is about the change; everywhere else they are new.
@@ -22,6 +26,13 @@ hypothesis.settings.register_profile(
     "headwater", deadline=None, print_blob=True, derandomize=os.environ.get("CI") == "true"
 )
 hypothesis.settings.load_profile("headwater")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests start many processes first: two workers then end at about the same time."""
+    long = {item.path for item in items if item.get_closest_marker("flink")}
+    long |= {item.path for item in items if item.get_closest_marker("kill")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def _headwater(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["demo", "--source", "deskdrp"], "did you mean 'deskdrop'?"),
         (["demo", "--secnds", "3"], "Possible options: --seconds"),
         (["demo", "--seconds", "soon"], "'soon': expected a number above 0"),
-        (["produce", "impresions", "-"], "Did you mean 'impressions'"),
+        (["produce", "impresions", "-"], "did you mean 'impressions'?"),
         (["config", "check"], "which file?"),
         (["join", "--impressions", "x"], "Missing option '--conversions'"),
         (["train", "--samples", "x"], "Missing option '--config'"),

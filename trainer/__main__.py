@@ -25,8 +25,6 @@ import torch
 from prometheus_client import REGISTRY
 
 from embedding_store.errors import StoreError
-from embedding_store.policies import admission_filter
-from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from settings.load import ConfigError, load_config
 from topics.admin import ensure_topics
@@ -42,8 +40,8 @@ from trainer.errors import TrainerError
 from trainer.feed_process import FeedProcess, kafka_order
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
+from trainer.opening import open_store
 from trainer.source import retry_while_away, trainer_group
-from trainer.step import row_layout
 
 _CHECKPOINT_WAIT_SECONDS = 10.0
 """For one under way when asked to stop; what is half-made then is removed at the next start."""
@@ -119,16 +117,7 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
     bootstrap = options.bootstrap
-    with EmbeddingStore.open(
-        options.store,
-        row_layout(config),
-        cache_rows_max=config.store.cache_rows_max,
-        admission=admission_filter(config.admission),
-        reads=config.store.reads,
-        eviction=config.store.eviction,
-        device="cuda" if config.trainer.device == "cuda" else "memory",
-        owner="headwater trainer",
-    ) as store:
+    with open_store(config, options.store, owner="headwater trainer") as store:
         server = MetricsServer(options.metrics_port, host=config.metrics.host)
         try:
             retry_while_away(

@@ -7,15 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from embedding_store.policies import admission_filter
-from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from trainer.feed import Feed, PortionSource
 from trainer.feed_process import FeedProcess, file_order
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
+from trainer.opening import open_store
 from trainer.source import FileSource
-from trainer.step import row_layout
 
 _FILE_BYTES_OF_ONE_PROCESS = 8_000_000
 
@@ -34,16 +32,7 @@ def run_bounded(samples: Path, config: Config, store: Path | None) -> dict[str, 
         with tempfile.TemporaryDirectory(prefix="headwater-train-") as folder:
             return run_bounded(samples, config, Path(folder))
     check_model_name(config.model.name)
-    with EmbeddingStore.open(
-        store,
-        row_layout(config),
-        cache_rows_max=config.store.cache_rows_max,
-        admission=admission_filter(config.admission),
-        reads=config.store.reads,
-        eviction=config.store.eviction,
-        device="cuda" if config.trainer.device == "cuda" else "memory",
-        owner="headwater train",
-    ) as opened:
+    with open_store(config, store, owner="headwater train") as opened:
         loop = Loop(config, opened, sink=None)
         before = sum(loop.progress.samples.values())
         source = _feed(samples, config, loop)

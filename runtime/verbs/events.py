@@ -21,50 +21,26 @@ from runtime.producing import EventProducer, Pace, event_time_ms
 from runtime.rendering import json_line, text_line
 from topics.client import consumer_settings
 from topics.errors import topic_error
-from topics.names import ALL_TOPICS
+from topics.names import ALL_TOPICS, EVENT_TOPICS
 from topics.scan import partitions_of, read_to_end, scan_group
 
-produce_app = typer.Typer(
-    help="Send events, one JSON object per line, as they are.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-FILE_ARGUMENT = typer.Argument(help="JSON lines; - reads standard input.", allow_dash=True)
-RATE_OPTION = typer.Option(None, "--rate", parser=positive_number, help="Lines per second.")
-SPEEDUP_OPTION = typer.Option(
-    None, "--speedup", parser=positive_number, help="Event time against wall time."
-)
-FAST_OPTION = typer.Option(False, "--as-fast-as-possible", help="No pauses (the default).")
 
-
-@produce_app.command("impressions")
-def produce_impressions(
-    file: Path = FILE_ARGUMENT,
-    rate: float = RATE_OPTION,
-    speedup: float = SPEEDUP_OPTION,
-    fast: bool = FAST_OPTION,
+def produce(
+    name: str = typer.Argument(metavar="impressions|conversions", help="What each line is."),
+    file: Path = typer.Argument(help="JSON lines; - reads standard input.", allow_dash=True),
+    rate: float = typer.Option(None, "--rate", parser=positive_number, help="Lines per second."),
+    speedup: float = typer.Option(
+        None, "--speedup", parser=positive_number, help="Event time against wall time."
+    ),
+    fast: bool = typer.Option(False, "--as-fast-as-possible", help="No pauses (the default)."),
     directory: Path = DIR_OPTION,
     bootstrap: str = BOOTSTRAP_OPTION,
     config_file: Path = CONFIG_OPTION,
 ) -> None:
-    """Send impressions from a file or from standard input."""
+    """Send events, one JSON object per line, as they are."""
+    chosen(name, EVENT_TOPICS, "kind of event")
     at = connect(directory, bootstrap, config_file)
-    _produce("impressions", file, _pace(at, rate, speedup, fast), at)
-
-
-@produce_app.command("conversions")
-def produce_conversions(
-    file: Path = FILE_ARGUMENT,
-    rate: float = RATE_OPTION,
-    speedup: float = SPEEDUP_OPTION,
-    fast: bool = FAST_OPTION,
-    directory: Path = DIR_OPTION,
-    bootstrap: str = BOOTSTRAP_OPTION,
-    config_file: Path = CONFIG_OPTION,
-) -> None:
-    """Send conversions from a file or from standard input."""
-    at = connect(directory, bootstrap, config_file)
-    _produce("conversions", file, _pace(at, rate, speedup, fast), at)
+    _produce(name, file, _pace(at, rate, speedup, fast), at)
 
 
 def consume(
