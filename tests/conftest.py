@@ -16,6 +16,7 @@ from settings.java import JAVA_OPTIONS
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 _count = itertools.count()
+pytest_plugins = ("tests.skips",)
 
 # A test's JVM lives for seconds: the optimizing compiler costs it half of its processor time.
 os.environ.setdefault(JAVA_OPTIONS, "-XX:TieredStopAtLevel=1")

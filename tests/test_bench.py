@@ -66,9 +66,7 @@ def test_a_benchmark_that_fails_is_told_and_exits_1(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not os.environ.get("HEADWATER_PROVE"), reason="minutes long: part of the long count"
-)
+@pytest.mark.skipif(not os.environ.get("HEADWATER_PROVE"), reason="minutes long: make prove")
 def test_the_store_is_measured_beside_its_peers() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "runtime.cli", "bench", "store", "--json", "--quick"],
