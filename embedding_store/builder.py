@@ -1,7 +1,7 @@
 """A commit's table file (SST), built by a child process so that training keeps its interpreter.
 
-Handing 1e6 rows to RocksDB from the trainer's own process holds Python's lock and took 90 % of its
-steps; the child shares the rows through memory and takes none. It is started once, at the first
+Handing rows to RocksDB from the trainer's own process holds Python's lock, and training waits; the
+child shares the rows through memory and takes none of it. It is started once, at the first
 large commit, imports neither torch nor numba, and dies with its parent.
 
     parent                                              child (table_writer.py)

@@ -32,7 +32,7 @@ ABSENT: Final = 0xFFFFFFFF
 MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 LOAD: Final = 0.6
 AHEAD: Final = 24
-"""Entries asked for ahead of their use: enough to cover a memory access, measured flat 16-32."""
+"""Entries asked for ahead of their use: enough to cover a memory access."""
 TOUCHED_BEHIND: Final = 16
 """Distinct keys between asking for a row's line and marking it."""
 

@@ -40,7 +40,7 @@ def hyperparameters(spec: SetSpec) -> NDArray[np.float32]:
 # Every kernel takes the rows' words [capacity, words], the slots [N] to change (-1 is passed over),
 # the words at which vector and state begin, the gradients [N, D] and `hyperparameters`, and returns
 # how many rows it left alone. They index flat arrays by unsigned offsets and call nothing that
-# takes an array: slices and calls would count references, measured ten times the arithmetic.
+# takes an array: slices and calls would count references, which costs more than the sum.
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

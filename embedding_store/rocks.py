@@ -29,9 +29,9 @@ MEMTABLE_BYTES: Final = 64 << 20
 WAL_BYTES_MAX: Final = 256 << 20
 BLOOM_BITS_PER_KEY: Final = 10
 SORTED_RUNS_MAX: Final = 8
-"""Tables that each span all keys; more are merged. A look-up asks each one's filter, 0.1-0.3 us.
-Merging runs at the trainer's own priority: at a lower one a busy machine left it no time, and
-after a hundred commits a cold row cost ten times as much."""
+"""Tables that each span all keys; more are merged. A look-up asks each one's filter.
+Merging runs at the trainer's own priority: at a lower one a busy machine left it no time, and runs
+piled up."""
 
 READERS: Final = {"mmap": 2, "direct": 64}
 """Threads that read one batch. Mapped files cost only time of a core; on the disk itself, queue
@@ -211,13 +211,14 @@ class Rocks:
 def write_table(file: Path, writes: Iterable[Write]) -> int:
     """A table file of `writes`, sorted by key, ready for `ingest`; its bytes. Synced.
 
-    RocksDB drops it from the page cache when it closes it, so it is asked for again: its rows are
-    the likeliest to be read.
+    Built in memory and copied: RocksDB drops what its writer has written from the page cache, and
+    these rows are the likeliest to be read. Raises StoreError or OSError.
     """
     writer = rocksdict.SstFileWriter(_options(statistics=False))
+    memory = os.memfd_create("headwater-table")
 
     def write() -> None:
-        writer.open(str(file))
+        writer.open(f"/proc/self/fd/{memory}")
         for key, value in writes:
             if value is None:
                 del writer[key]
@@ -225,13 +226,16 @@ def write_table(file: Path, writes: Iterable[Write]) -> int:
                 writer[key] = value
         writer.finish()
 
-    _mapped(f"build a table path=`{file}`", write)
-    descriptor = os.open(file, os.O_RDONLY)
     try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        _mapped(f"build a table path=`{file}`", write)
+        table_bytes, copied = os.fstat(memory).st_size, 0
+        with file.open("xb") as table:
+            while copied < table_bytes:
+                copied += os.sendfile(table.fileno(), memory, copied, table_bytes - copied)
+            os.fsync(table.fileno())
     finally:
-        os.close(descriptor)
-    return file.stat().st_size
+        os.close(memory)
+    return table_bytes
 
 
 def row_names(keys: NDArray[np.uint64]) -> list[bytes]:

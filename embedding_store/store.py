@@ -58,9 +58,10 @@ __all__ = ["Admission", "EmbeddingStore", "Lookup", "PendingCommit", "Row", "Sto
 DATABASE: Final = "rocks"
 SWEEP_ROWS: Final = 100_000
 BUILDING: Final = "building"
-TABLE_ROWS_MIN: Final = 8192
+TABLE_ROWS_MIN: Final = 4096
 """Commits of fewer rows go through RocksDB's log: many small tables would only make work for
-compaction, and so few rows hold training up for less than a child's answer takes."""
+compaction. About here both take as long (`headwater bench store --part commit`), and only the log
+holds training up."""
 
 T = TypeVar("T")
 
