@@ -43,7 +43,7 @@ def study(options: Options) -> dict[str, Any]:
             )
             log = joined(source, config, impressions) if log is None else log
             read = _oracle(log) if arm == "oracle" else log
-            predictions, _ = run_trainer(read, config)
+            predictions = run_trainer(read, config)
             counted = list(log.truth)[len(log.truth) // 3 :]
             logits = np.stack([predictions[i] for i in counted]).astype(np.float64)
             truth = np.asarray([[log.truth[i][k] for k in config.tasks] for i in counted])

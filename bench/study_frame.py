@@ -28,11 +28,12 @@ from study_log import Log
 
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
+from trainer.batch import Batch
 from trainer.evaluation import Sums
 from trainer.feed import Feed
 from trainer.loop import Loop
 from trainer.source import SourceRecord, _decode
-from trainer.step import row_layout
+from trainer.step import StepResult, row_layout
 
 F64 = npt.NDArray[np.float64]
 Predictions = dict[str, npt.NDArray[np.float32]]
@@ -105,9 +106,16 @@ class LogSource:
 
 
 def run_trainer(
-    log: Log, config: Config, *, watch: Callable[[Loop], None] = lambda _loop: None
-) -> tuple[Predictions, Loop]:
-    """The stream's own loop over the log; every impression's prediction at first sight."""
+    log: Log,
+    config: Config,
+    *,
+    watch: Callable[[Loop], None] = lambda _loop: None,
+    look: Callable[[Loop, EmbeddingStore], None] = lambda _loop, _store: None,
+) -> Predictions:
+    """The stream's own loop over the log; every impression's prediction at first sight.
+
+    `watch` is called before the first sample, `look` after the last, while the store is open.
+    """
     predictions: Predictions = {}
     with (
         tempfile.TemporaryDirectory(prefix="headwater-study-") as folder,
@@ -120,16 +128,18 @@ def run_trainer(
     ):
         loop = Loop(config, store, sink=None)
         watch(loop)
-        remember = loop.evaluation.remember
+        step = loop.learner.step
 
-        def note(impressions: Sequence[bytes], logits: npt.NDArray[np.float32]) -> None:
-            for id_, row in zip(impressions, logits, strict=True):
-                predictions[id_.decode()] = row.copy()
-            remember(impressions, logits)
+        def note(batch: Batch, *, now_ms: int, ahead: Batch | None = None) -> StepResult:
+            result = step(batch, now_ms=now_ms, ahead=ahead)
+            for id_, row in zip(batch.impressions, result.logits, strict=True):
+                predictions.setdefault(id_.decode(), row)
+            return result
 
-        loop.evaluation.remember = note  # type: ignore[method-assign]
+        loop.learner.step = note  # type: ignore[method-assign]
         loop.run(Feed(LogSource(log), loop.plan, config.trainer))
-        return predictions, loop
+        look(loop, store)
+        return predictions
 
 
 def regret(logits: F64, truth: F64) -> float:

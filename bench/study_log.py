@@ -31,8 +31,9 @@ class Log:
 
 
 def joined(source: Source, config: Config, impressions_max: int) -> Log:
-    """Early at `join.elapsed`, a correction per later conversion, a final as the windows close."""
-    log = Log()
+    """Early at `join.elapsed`, a correction per later conversion, a final as the windows close;
+    under policy `wait` the finals alone."""
+    log, waits = Log(), config.join.policy == "wait"
     open_: dict[str, dict[str, Any]] = {}
     pairs: dict[tuple[str, str], str] = {}
     due: list[tuple[int, int, str, dict[str, Any]]] = []
@@ -60,7 +61,7 @@ def joined(source: Source, config: Config, impressions_max: int) -> Log:
             if event.truth is not None:
                 truth = orjson.loads(event.truth)
                 log.truth[line["impression_id"]] = truth["probabilities"]
-            for wait, state in ((elapsed, "early"), (window, "final")):
+            for wait, state in ((elapsed, "early"), (window, "final"))[waits:]:
                 order += 1
                 heapq.heappush(due, (at + wait, order, state, line))
             continue
@@ -73,7 +74,7 @@ def joined(source: Source, config: Config, impressions_max: int) -> Log:
         delay = at - shown["event_ms"]
         if 0 <= delay <= config.kinds[kind].window:
             shown["seen"][kind] = delay
-            if delay > elapsed:
+            if delay > elapsed and not waits:
                 order += 1
                 heapq.heappush(due, (at, order, kind, shown))
     emit(float("inf"))

@@ -57,7 +57,7 @@ def compare(name: str, options: Options) -> dict[str, Any]:
 
     for seed in range(options.seeds):
         for model in models:
-            score(model, run_trainer(log, _config(values, model, seed))[0])
+            score(model, run_trainer(log, _config(values, model, seed)))
         score("lightgbm", _lightgbm(samples, base.tasks, seed))
     score("river", _river(samples, base.tasks))
     shown = {

@@ -198,7 +198,7 @@ def _train(
         loop.run(source)
         seconds = time.perf_counter() - started
         source.close()
-        model: Model = loop._learner.model
+        model: Model = loop.learner.model
         if sink is not None:
             sink.close()
         return seconds, dict(model.state_dict())

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from embedding_store.rocks import Write
 
 MEMORY_BYTES_MIN: Final = 1 << 20
 DELETED: Final = -1
+_LENGTHS: Final = struct.Struct("<ii")
 """Length of the value of a record that is to be gone."""
 
 
@@ -182,8 +184,7 @@ def pack_state(state: Sequence[Write]) -> bytes:
     """Records one after another: lengths int32[2] of name and value (-1 = delete), name, value."""
     parts: list[bytes] = []
     for name, value in state:
-        lengths = (len(name), DELETED if value is None else len(value))
-        parts.append(np.array(lengths, "<i4").tobytes())
+        parts.append(_LENGTHS.pack(len(name), DELETED if value is None else len(value)))
         parts.append(name)
         parts.append(value or b"")
     return b"".join(parts)

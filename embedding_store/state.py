@@ -6,7 +6,7 @@ before that leaves the record as the last commit had it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from embedding_store.errors import StoreMisuse
@@ -34,6 +34,10 @@ class StagedState:
 
     def put(self, space: str, key: bytes, value: bytes) -> None:
         self._staged[_name(space, key)] = bytes(value)
+
+    def put_many(self, space: str, keys: Iterable[bytes], values: Iterable[bytes]) -> None:
+        prefix = _name(space, b"")
+        self._staged.update(zip([prefix + key for key in keys], values, strict=True))
 
     def delete(self, space: str, key: bytes) -> None:
         """Absent is fine: what counts is that it is absent after the commit."""

@@ -16,7 +16,7 @@ One thread at a time. A failed write poisons the store: memory would be ahead of
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -307,6 +307,11 @@ class EmbeddingStore:
         """Stage; visible to `get` and `scan` at once, durable after `commit`."""
         self._refuse_if_unusable()
         self._state.put(space, key, value)
+
+    def put_many(self, space: str, keys: Iterable[bytes], values: Iterable[bytes]) -> None:
+        """`put` of many at once."""
+        self._refuse_if_unusable()
+        self._state.put_many(space, keys, values)
 
     def delete(self, space: str, key: bytes) -> None:
         """Stage a deletion; an absent record is fine."""

@@ -220,18 +220,18 @@ def check_model(
     """Raises ValueError, with what would do, for options that do not fit the config's kinds,
     slots {name: type} and domains."""
     for kind in model.stem_al.main:
-        _one_of("model.stem_al.main", kind, kinds)
+        one_of("model.stem_al.main", kind, kinds)
     for name in ("multi_embedding", "rankup"):
         for slot in getattr(model, name).tables:
-            _one_of(f"model.{name}.tables", slot, list(slots))
+            one_of(f"model.{name}.tables", slot, list(slots))
     for kind in model.crossdistil.tasks:
-        _one_of("model.crossdistil.tasks", kind, kinds)
+        one_of("model.crossdistil.tasks", kind, kinds)
     if model.crossdistil.tasks and len(set(model.crossdistil.tasks)) != 2:
         raise ValueError("model.crossdistil.tasks: expected two different kinds")
     for domain in model.lfm4ads.ad_domains:
-        _one_of("model.lfm4ads.ad_domains", domain, domains)
+        one_of("model.lfm4ads.ad_domains", domain, domains)
     if model.lfm4ads.cr_layer:
-        _one_of("model.lfm4ads.cr_layer", model.lfm4ads.cr_layer, cr_layers(model))
+        one_of("model.lfm4ads.cr_layer", model.lfm4ads.cr_layer, cr_layers(model))
     if model.name == "crossdistil" and len(kinds) < 2:
         raise ValueError("model.name: crossdistil needs two kinds")
     if model.name == "rankmixer":
@@ -242,7 +242,8 @@ def check_model(
         raise ValueError("model.name: tim needs at least one slot of type 'sequence'")
 
 
-def _one_of(where: str, name: str, known: Sequence[str]) -> None:
+def one_of(where: str, name: str, known: Sequence[str]) -> None:
+    """Raises ValueError, with the nearest name, unless `name` is known."""
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""

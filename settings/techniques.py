@@ -16,6 +16,12 @@ class TechniqueConfig(Section):
     """Pairs per batch and task."""
     repeat_weight: Annotated[float, Field(ge=0)] = 0.0
     """c of 1 + c log(1 + n): weight of a row whose ad the user has been shown n times before."""
+    running_rates: bool = False
+    """Every row counts its value's matured impressions and conversions, and the smoothed rates are
+    inputs beside the model, whose logits then start at the rate of all. Costs a look-up per final
+    and 4 bytes per task and row."""
+    rates_dim: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Hidden width of the network that reads them."""
     positions: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Positions with a bias of their own in training; 0 = none. Later ones share the last."""
     explore: Literal["none", "laplace", "ensemble"] = "none"

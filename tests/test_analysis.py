@@ -107,11 +107,14 @@ def test_the_three_tools_over_a_trained_store(tmp_path: Path) -> None:
     tool = ("trainer.analysis",)
     of = ("--store", str(store), "--config", str(config))
     plots = [tmp_path / f"{name}.png" for name in ("a", "b", "c")]
-    report = run(*tool, "collapse", *of, "--png", str(plots[0]))
+    report = run(*tool, "collapse", *of, "--png", str(plots[0]), "--samples", str(file))
     users = report["tables"]["user_id"]["shared"]
     assert users["rows"] == 60 and 1 < users["information_abundance"] <= users["dim"] == 16
     assert report["layers"]["cross.layers.0.weight"]["effective_rank"] > 1
     assert set(report["towards"]["user_id"]) >= {"item_id", "domain"}
+    seen = report["activations"]
+    assert list(seen) == ["cross", "cr"] and seen["cr"]["of"] == 128
+    assert all(1 < layer["effective_rank"] <= layer["of"] for layer in seen.values())
     single = shutil.copytree(store, tmp_path / "single")  # a store is open once at a time
     report = run(*tool, "entanglement", *of, "--single", f"click={single}", "--png", str(plots[1]))
     assert report["entanglement"]["click"] == pytest.approx(0, abs=1e-9)  # against itself

@@ -46,7 +46,7 @@ def test_a_copy_predicts_what_the_model_of_its_commit_predicted(tmp_path: Path) 
         copying = loop.arms.snapshot
 
         def note(now_ms: int) -> None:
-            at_copy.append(loop._learner.predict(asked))
+            at_copy.append(loop.learner.predict(asked))
             copying(now_ms)
 
         loop.arms.snapshot = note  # type: ignore[method-assign]

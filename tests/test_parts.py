@@ -6,10 +6,13 @@ import itertools
 
 import torch
 
+from tests.sample_stream import make_config
 from trainer.parts.gate import ByDomain, Experts
+from trainer.parts.head import FirstOrder
 from trainer.parts.interaction import GroupPairs, InnerProducts, pair_sum
 from trainer.parts.taps import effective_rank
 from trainer.parts.terms import expert_covariance
+from trainer.slots import plan_slots
 
 
 def test_pair_sum_is_the_sum_over_pairs() -> None:
@@ -31,6 +34,15 @@ def test_gwpfms_group_form_is_the_loop_over_pairs() -> None:
         a, b = group_of[i], group_of[j]
         loop += v[:, i, b] * v[:, j, a] * part.relation[min(a, b), max(a, b)]
     torch.testing.assert_close(part(x), loop)
+
+
+def test_the_linear_term_learns_no_faster_with_more_sets() -> None:
+    plan = plan_slots(make_config())
+    own = {"task:click": ["click"], "task:buy": ["buy"]}
+    for names, speaks in ((["a"], {}), (["a", "b", "c"], {}), (["a", *own], own)):
+        term = FirstOrder(dict.fromkeys(names, 4), plan, speaks)
+        slots = {name: torch.full((2, 3, 4), 0.5) for name in names}
+        torch.testing.assert_close(term(slots), torch.full((2, 2), 1.5))
 
 
 def test_one_group_of_gwpfm_is_fm() -> None:

@@ -159,7 +159,7 @@ def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None
     number = int(entities.open([f"user:{new.user_id}".encode()])[0])
     assert entities.head["features_event_ms"][number] == START_MS + 10
     newer = PackedRows(build_batch([new], PLAN).parts["user"]).row(0)
-    assert entities.packed(number) == newer
+    assert entities.packed(np.asarray([number])) == [newer]
 
 
 def test_entities_come_back_from_the_disk_as_they_were(store: EmbeddingStore) -> None:
@@ -174,8 +174,8 @@ def test_entities_come_back_from_the_disk_as_they_were(store: EmbeddingStore) ->
     old, new = before.open(keys), after.open(keys)
     np.testing.assert_array_equal(before.head[old], after.head[new])
     np.testing.assert_array_equal(before.cross[old], after.cross[new])
-    assert [before.packed(int(n)) for n in old] == [after.packed(int(n)) for n in new]
-    assert before.packed(int(old[0]))
+    assert before.packed(old) == after.packed(new)
+    assert before.packed(old)[0]
 
 
 def test_touched_entities_survive_a_restart(store: EmbeddingStore) -> None:

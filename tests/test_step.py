@@ -170,5 +170,7 @@ def test_each_set_learns_as_the_config_says_and_unknown_sets_are_named(tmp_path:
     with _open(tmp_path, config) as store:
         _step(_learner(store, config), make_samples(10))
         assert all(sets[SHARED][1][-1] == 1 for _, _, sets in store.rows())  # adam's own steps
-    with pytest.raises(ConfigError, match=r"optimizer.sets.none: expected one of .*'lfm4ads'"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer.sets, model 'lfm4ads': expected one of shared, got 'none'"
+    ):
         row_layout(make_config(optimizer={"sets": {"none": own}}))

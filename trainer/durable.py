@@ -9,6 +9,8 @@ shape      what the weights were made for (JSON); another one is refused at star
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import torch
 from safetensors.torch import load, save
@@ -16,7 +18,8 @@ from safetensors.torch import load, save
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from trainer.errors import StateMismatch
-from trainer.slots import SIDES, Plan, Slot
+from trainer.moments import Moments
+from trainer.slots import SIDES, Plan, Side, Slot
 from trainer.step import Learner
 
 SPACE = "trainer"
@@ -91,11 +94,16 @@ def recover_state(store: EmbeddingStore, learner: Learner, plan: Plan, config: C
     assert dense is not None and rng is not None and moments is not None
     _restore_dense(learner, load(dense))
     torch.set_rng_state(torch.frombuffer(bytearray(rng), dtype=torch.uint8))
-    for side in SIDES:
-        size = len(learner.moments[side].dump())
-        learner.moments[side].restore(moments[:size])
-        moments = moments[size:]
+    restore_moments(learner.moments, moments)
     return msgspec.json.decode(raw[b"progress"], type=Progress)
+
+
+def restore_moments(moments: Mapping[Side, Moments], raw: bytes) -> None:
+    """Take back the record `moments`."""
+    for side in SIDES:
+        size = len(moments[side].dump())
+        moments[side].restore(raw[:size])
+        raw = raw[size:]
 
 
 def stored_progress(store: EmbeddingStore) -> Progress:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from embedding_store.keys import row_key
+from embedding_store.keys import row_keys
 from embedding_store.store import EmbeddingStore
 from trainer.decayed_sum import add_decayed
 from trainer.features import F32, I64
@@ -51,11 +51,16 @@ EntityKey = bytes
 """`user:` or `item:` and the id in UTF-8."""
 
 
-def row_name(key: EntityKey) -> bytes:
-    """The key of the entity's own row, big-endian."""
-    side, _, id_ = key.partition(b":")
-    value = id_.decode("utf-8", "surrogatepass")
-    return row_key(f"{side.decode()}_id", value).to_bytes(8, "big")
+def row_names(keys: Sequence[EntityKey]) -> list[bytes]:
+    """The key of each entity's own row, big-endian."""
+    split = [key.partition(b":") for key in keys]
+    names = np.empty(len(keys), ">u8")
+    for side in {side for side, _, _ in split}:
+        at = [n for n, (own, _, _) in enumerate(split) if own == side]
+        ids = [split[n][2].decode("utf-8", "surrogatepass") for n in at]
+        names[at] = row_keys(f"{side.decode()}_id", ids)
+    whole = names.tobytes()
+    return [whole[n : n + 8] for n in range(0, len(whole), 8)]
 
 
 class Entities:
@@ -106,7 +111,7 @@ class Entities:
         event_ms: I64,
         newest_ms: I64,
         produced_ms: I64,
-        packed: PackedRows,
+        packed: PackedRows | None,
         first: npt.NDArray[np.bool_],
         cross: F32 | None,
         half_life_ms: int,
@@ -114,7 +119,7 @@ class Entities:
         """One side of a batch of B: whose rows they are, and what reached them; [B] each.
 
         Features and CR [B, C] are taken from `first` sights alone. Of two with the same event time
-        the later row's features stay.
+        the later row's features stay. `packed` None: nothing will be recomputed from them.
         """
         head = self.head
         np.maximum.at(head["event_ms"], numbers, newest_ms)
@@ -123,7 +128,8 @@ class Entities:
         rows = np.flatnonzero(first)
         if not rows.size:
             return
-        self._see(numbers[rows], event_ms[rows], rows, packed)
+        if packed is not None:
+            self._see(numbers[rows], event_ms[rows], rows, packed)
         if cross is not None:
             np.maximum.at(head["cross_event_ms"], numbers[rows], newest_ms[rows])
             np.maximum.at(head["cross_produced_ms"], numbers[rows], produced_ms[rows])
@@ -154,13 +160,16 @@ class Entities:
             half_life_ms,
         )
 
-    def packed(self, number: int) -> bytes:
-        """An open entity's features as bytes; empty if it was never seen with features."""
-        batch = self._batch_of[number]
-        if batch != NEVER:
-            self._features[number] = self._batches[batch].row(int(self._row_of[number]))
-            self._batch_of[number] = NEVER
-        return self._features[number]
+    def packed(self, numbers: I64) -> list[bytes]:
+        """Open entities' features as bytes; empty for one that was never seen with features."""
+        batches = self._batch_of[numbers]
+        for batch in np.unique(batches[batches != NEVER]).tolist():
+            here = numbers[batches == batch]
+            raws = self._batches[batch].rows(self._row_of[here].tolist())
+            for number, raw in zip(here.tolist(), raws, strict=True):
+                self._features[number] = raw
+        self._batch_of[numbers] = NEVER
+        return [self._features[number] for number in numbers.tolist()]
 
     def stage(self) -> None:
         """Stage every entity that changed since the last commit."""
@@ -172,14 +181,17 @@ class Entities:
         heads, size = self.head[changed].tobytes(), _HEAD.itemsize
         sums, width = self.cross[changed].astype("<f4").tobytes(), 4 * self._cross_dim
         counted = (self.head["width"][changed] > 0).tolist()
-        put = self._store.put
-        for i, number in enumerate(changed.tolist()):
-            cross = sums[i * width : (i + 1) * width] if counted[i] else b""
-            record = heads[i * size : (i + 1) * size] + cross + self.packed(number)
-            put(SPACE, keys[number], record)
-            if number in self._new:
-                self._new.discard(number)
-                put(BY_ROW, row_name(keys[number]), keys[number])
+        records = [
+            heads[i * size : (i + 1) * size]
+            + (sums[i * width : (i + 1) * width] if counted[i] else b"")
+            + features
+            for i, features in enumerate(self.packed(changed))
+        ]
+        touched = [keys[number] for number in changed.tolist()]
+        self._store.put_many(SPACE, touched, records)
+        fresh = [keys[number] for number in sorted(self._new) if self._changed[number]]
+        self._store.put_many(BY_ROW, row_names(fresh), fresh)
+        self._new = {number for number in self._new if not self._changed[number]}
         self._changed[:] = False
         self._batches = []
         if len(keys) > OPEN_MAX:
@@ -198,11 +210,11 @@ class Entities:
         self.cross[numbers] = 0
         self._changed[numbers] = False
         self._batch_of[numbers] = NEVER
-        for key, number in zip(keys, numbers.tolist(), strict=True):
+        for key, row, number in zip(keys, row_names(keys), numbers.tolist(), strict=True):
             self._features[number] = b""
             self._new.add(number)
             self._store.delete(SPACE, key)
-            self._store.delete(BY_ROW, row_name(key))
+            self._store.delete(BY_ROW, row)
 
     def mark_changed(self, numbers: I64) -> None:
         """Their heads were written from outside: stage them, too."""

@@ -14,6 +14,7 @@ ahead, so under cut_by = "time" a busy learner finds larger portions, not more o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -39,6 +40,9 @@ from trainer.source import FileSource, KafkaSource, Offsets, Source, retry_while
 LOOKAHEAD = 2
 _READY, _PORTION, _END, _ERROR = b"R", b"P", b"E", b"X"
 _GLANCE_SECONDS = 0.01
+_PIPE_BYTES = 1 << 20
+"""As much as Linux gives any user: a portion is some megabytes, and each filling of the pipe costs
+a switch between the two processes."""
 
 
 class Order(msgspec.Struct, tag_field="do", tag="open"):
@@ -80,6 +84,8 @@ class FeedProcess:
         self.at_end = False
         to_child, orders = os.pipe()
         portions, from_child = os.pipe()
+        with contextlib.suppress(OSError):  # the user's pipes may be used up: slower, not wrong
+            fcntl.fcntl(portions, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "trainer.feed_process", str(to_child), str(from_child)],

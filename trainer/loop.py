@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ from settings.config import Config
 from topics.manifest import Manifest, TaskEvaluation
 from trainer import metrics
 from trainer.arms import Arms
+from trainer.aside import Aside
 from trainer.batch import CORRECTION, F32, FINAL, I64, STATE_NAMES, Batch
 from trainer.drift import DriftMonitor
 from trainer.durable import recover_state, stage_state
@@ -93,8 +95,8 @@ class Loop:
         self._clock = clock
         self.plan = plan_slots(config)
         self._loss = loss_name(config)
-        self._learner = Learner(self.plan, config, store)
-        self.progress = recover_state(store, self._learner, self.plan, config)
+        self.learner = Learner(self.plan, config, store)
+        self.progress = recover_state(store, self.learner, self.plan, config)
         self.evaluation = Evaluation(
             store,
             self.plan.tasks,
@@ -103,7 +105,7 @@ class Loop:
         )
         self.arms = Arms(store, config, self.plan) if config.evaluation.arms else None
         self.drifts = _monitor(store, self.plan.tasks)
-        self._representations = Representations(store, self._learner, config.publish)
+        self._representations = Representations(store, self.learner, config.publish)
         self._expiring = Expiring(config, store, self._representations, self.progress)
         self._outbox = Outbox(store)
         self._numbering = Numbering(published or {}, cut_by=config.trainer.cut_by)
@@ -112,6 +114,7 @@ class Loop:
         self._dirty = False
         self._marked = False
         self._committing: _Commit | None = None
+        self._aside = Aside()
         self._committed_at = clock()
 
     def run(self, source: PortionSource, stopping: Callable[[], bool] = lambda: False) -> None:
@@ -140,6 +143,7 @@ class Loop:
             self._finish_commit(source)
             self._finish_publication()
         finally:
+            self._aside.close()
             if self._publication is not None:
                 self._publication.close()
             if self.arms is not None:
@@ -162,13 +166,17 @@ class Loop:
         rows = np.flatnonzero(first_sight | reads(self._loss, samples.state))
         final = samples.state == FINAL
         logits = np.zeros((len(samples), len(self.plan.tasks)), np.float32)
+        work: list[Callable[[], None]] = []
         if rows.size:
             batch = samples.take(rows)
-            result = self._learner.step(batch, now_ms=self.progress.now_ms, ahead=ahead)
+            result = self.learner.step(
+                batch, now_ms=self.progress.now_ms, ahead=ahead, meanwhile=self._aside.start
+            )
             logits[rows] = result.logits
             kept = np.flatnonzero(first_sight & ~final)
             self.evaluation.remember([samples.impressions[b] for b in kept.tolist()], logits[kept])
-            self._representations.observe(batch, result.cross, first_sight[rows])
+            first, cross = first_sight[rows], result.cross
+            work.append(partial(self._representations.observe, batch, cross, first))
             for slot, created in result.rows_created.items():
                 total = self.progress.rows_created.get(slot, 0) + created
                 self.progress.rows_created[slot] = total
@@ -176,7 +184,11 @@ class Loop:
             metrics.SLOT_VALUES_REJECTED.labels(slot, reason).inc(count)
         if self.arms is not None:
             self.arms.observe(samples, logits, first_sight)
-        self._score(samples, logits, np.flatnonzero(final), first_sight)
+        finals = np.flatnonzero(final)
+        if finals.size:
+            self.learner.count(samples.take(finals), now_ms=self.progress.now_ms)
+            work.append(self._scoring(samples, logits, finals, first_sight))
+        self._aside.hold(partial(_do_all, work))
 
     def _note(self, portion: Portion) -> None:
         """Offsets, times and counts of a portion."""
@@ -204,6 +216,10 @@ class Loop:
     def _first_sights(self, samples: Batch) -> Mask:
         """[B] which samples are the first that is seen of their impression."""
         pending = self.evaluation.pending(samples.impressions)
+        if not any(pending) and len(set(samples.impressions)) == len(samples):
+            if self._loss != "plain":
+                self.progress.unseen_finals += int((samples.state == FINAL).sum())
+            return np.asarray(samples.state != CORRECTION)
         states = samples.state.tolist()
         here: set[bytes] = set()
         first = np.zeros(len(samples), bool)
@@ -216,16 +232,17 @@ class Loop:
                 self.progress.unseen_finals += 1
         return first
 
-    def _score(self, samples: Batch, logits: F32, finals: I64, first_sight: Mask) -> None:
+    def _scoring(
+        self, samples: Batch, logits: F32, finals: I64, first_sight: Mask
+    ) -> Callable[[], None]:
         """Score what is final with the prediction of its first sight: just made, or kept."""
-        if not finals.size:
-            return
         # Of an impression whose first sight and final lie in one batch, the first sight's row: it
         # is remembered before its final asks for it.
         waited = finals[~first_sight[finals]]
         logits[waited] = self.evaluation.recall([samples.impressions[b] for b in waited.tolist()])
         finals = finals[samples.kept[finals]]  # a fair share of all impressions
-        self.evaluation.score(
+        return partial(
+            self.evaluation.score,
             logits[finals],
             samples.labels[finals],
             mask=samples.mask[finals],
@@ -248,6 +265,7 @@ class Loop:
         """Begin a commit; a small one is durable with that, a large one is finished later."""
         self._finish_commit(source)
         started = time.perf_counter()
+        self._aside.finish()
         self._mark_published()
         self._expiring.before_commit()
         version = self._cut_version()
@@ -257,7 +275,7 @@ class Loop:
             self.arms.stage()
             metrics.observe_arms(self.arms.totals())
         self._representations.stage()
-        stage_state(self._store, self._learner, self.progress)
+        stage_state(self._store, self.learner, self.progress)
         offsets = {topic: dict(ends) for topic, ends in self.progress.offsets.items()}
         self._committing = _Commit(self._store.commit_begin(), started, offsets, version)
         self._dirty = self._marked = False
@@ -375,6 +393,11 @@ class Loop:
             self._outbox.mark_done(version)
             self._marked = True
         return self._marked
+
+
+def _do_all(work: Sequence[Callable[[], None]]) -> None:
+    for each in work:
+        each()
 
 
 def _monitor(store: EmbeddingStore, tasks: tuple[str, ...]) -> DriftMonitor | None:

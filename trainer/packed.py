@@ -20,7 +20,8 @@ class PackedRows:
         slots = len(part.plan.slots)
         lengths = part.lengths.reshape(slots, part.rows)  # [S * B] -> [S, B]
         order: npt.NDArray[np.int64]
-        if (part.lengths == 1).all():  # slot-major -> row-major by turning the matrix
+        self._uniform = bool((part.lengths == 1).all())
+        if self._uniform:  # slot-major -> row-major by turning the matrix
             order = np.arange(part.keys.size).reshape(slots, part.rows).T.ravel()
         else:
             row_of_key = np.repeat(np.tile(np.arange(part.rows), slots), part.lengths)
@@ -38,6 +39,18 @@ class PackedRows:
             axis=1,
         ).tobytes()
         self._width = _fixed_bytes(part.plan)
+
+    def rows(self, wanted: Sequence[int]) -> list[bytes]:
+        """Many rows; where every slot has one key, by one copy."""
+        if not self._uniform or not self._ends or not self._ends[0]:
+            return [self.row(b) for b in wanted]
+        keys = self._ends[0]
+        parts = [(self._fixed, self._width), (self._keys, 8 * keys), (self._weights, 4 * keys)]
+        table = np.concatenate(
+            [np.frombuffer(raw, np.uint8).reshape(-1, w)[wanted] for raw, w in parts], 1
+        )
+        whole, width = table.tobytes(), table.shape[1]
+        return [whole[i * width : (i + 1) * width] for i in range(len(wanted))]
 
     def row(self, b: int) -> bytes:
         """Row `b`; `unpack_rows` takes it back."""

@@ -118,7 +118,7 @@ class Representations:
                 event_ms=batch.event_ms,
                 newest_ms=batch.newest_ms,
                 produced_ms=batch.produced_ms,
-                packed=PackedRows(batch.parts[side]),
+                packed=PackedRows(batch.parts[side]) if side in self._towers else None,
                 first=first,
                 cross=cross,
                 half_life_ms=self._half_life_ms,
@@ -209,7 +209,7 @@ class Representations:
             kind: Kind = "user" if side == "user" else "item"
             keys = sorted(key for key in self._touched if key.startswith(side.encode()))
             numbers = self._entities.open(keys)
-            packed = [self._entities.packed(number) for number in numbers.tolist()]
+            packed = self._entities.packed(numbers)
             present = [i for i, features in enumerate(packed) if features]
             if not present:
                 continue

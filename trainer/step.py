@@ -7,6 +7,7 @@ by the pass and updated after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,6 +20,7 @@ from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.store import EmbeddingStore, Lookup
 from settings.config import Config
 from settings.load import ConfigError
+from settings.models import one_of
 from trainer.batch import CORRECTION, F32, FINAL, I64, Batch, SidePart
 from trainer.delayed import NuisanceHeads, matured, nuisance_loss, nuisance_of
 from trainer.errors import TrainerError
@@ -26,10 +28,11 @@ from trainer.loss import NUISANCE_LOSSES, batch_loss, loss_name, served, targets
 from trainer.models.build import build_model, row_sets
 from trainer.models.model import Labels, Output
 from trainer.moments import Moments
+from trainer.parts.rates import RATES, RunningRates, count_outcomes, rates_spec
 from trainer.reservoir import Reservoir
 from trainer.slots import SIDES, Plan, Side, plan_slots, table_of
 from trainer.technique import Techniques
-from trainer.tensors import batch_tensors, side_tensors, to_device
+from trainer.tensors import BatchTensors, batch_tensors, side_tensors, to_device
 
 NUISANCE, TECHNIQUES = "nuisance", "techniques"
 NO_PAIRS: I64 = np.empty((0, 2), np.int64)
@@ -40,12 +43,11 @@ def row_layout(config: Config) -> RowLayout:
     """The store's rows under `config`: the sets that the model wants, each with its optimizer."""
     plan, optimizer, ftrl = plan_slots(config), config.optimizer, config.model.lr
     wanted = row_sets(plan, config)
-    unknown = sorted(set(optimizer.sets) - set(wanted.dims))
-    if unknown:
-        raise ConfigError(
-            f"optimizer.sets.{unknown[0]}: expected one of the sets of model "
-            f"{config.model.name!r}: {', '.join(sorted(wanted.dims))}"
-        )
+    for name in sorted(optimizer.sets):
+        try:
+            one_of(f"optimizer.sets, model {config.model.name!r}", name, sorted(wanted.dims))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     sparse = {
         name: SetSpec(dim=dim, **optimizer.of_set(name))
         for name, dim in wanted.dims.items()
@@ -65,7 +67,11 @@ def row_layout(config: Config) -> RowLayout:
         if name not in sparse
     }
     slots = {table: wanted.of_slot(table) for table in sorted(map(table_of, plan.slots))}
-    return RowLayout(sets=sparse | linear, slots=slots)
+    sets = sparse | linear
+    if config.technique.running_rates:
+        sets[RATES] = rates_spec(len(plan.tasks))
+        slots = {slot: (*names, RATES) for slot, names in slots.items()}
+    return RowLayout(sets=sets, slots=slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,12 @@ class Learner:
             calibrated=self._loss == "plain",
         )
         self.model.add_module(TECHNIQUES, self.techniques)
+        self._sets = list(self.model.sets.dims)
+        self._rates: RunningRates | None = None
+        if config.technique.running_rates:
+            self._rates = RunningRates(plan, config.technique.rates_dim)
+            self.model.add_module(RATES, self._rates)
+            self._sets.append(RATES)
         self._reservoir: Reservoir | None = None
         if self.model.paired:
             self._reservoir = Reservoir(store, plan, self.model.at)
@@ -115,10 +127,18 @@ class Learner:
         self._on_device = self.device.type != "cpu"
         self._elapsed_ms = config.join.elapsed
 
-    def step(self, batch: Batch, *, now_ms: int, ahead: Batch | None = None) -> StepResult:
+    def step(
+        self,
+        batch: Batch,
+        *,
+        now_ms: int,
+        ahead: Batch | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> StepResult:
         """Predict and learn from a batch of one sample or more.
 
-        The cold rows of `ahead`, the batch to come, are read from disk meanwhile.
+        The cold rows of `ahead`, the batch to come, are read from disk meanwhile; `meanwhile` is
+        called before the backward pass, which leaves the interpreter to other threads.
         Gradients of rows are summed per key; rows that the batch does not name do not change.
         """
         own, pairs = len(batch), NO_PAIRS
@@ -128,11 +148,13 @@ class Learner:
         keys = np.concatenate([batch.parts[side].keys for side in SIDES])
         slots = self._slots_of(batch)
         lookup = self._store.lookup(keys, slots=slots, now_ms=now_ms)
-        rows = {name: self._gather(lookup, name).requires_grad_() for name in self.model.sets.dims}
+        rows = {
+            name: self._gather(lookup, name).requires_grad_(name != RATES) for name in self._sets
+        }
         if ahead is not None:
             self._store.prefetch(np.concatenate([ahead.parts[side].keys for side in SIDES]))
         tensors = batch_tensors(batch, lookup.inverse.astype(np.int64), self.moments, self.device)
-        output = self.model(tensors, rows)
+        output = self._forward(tensors, rows)
         raw = output.logits.detach()[:own]
         logits = served(self.techniques.served(raw).detach(), self._loss).cpu().numpy()
         self.techniques.explore(output, batch, own)
@@ -141,6 +163,7 @@ class Learner:
             if not torch.isfinite(loss):
                 raise TrainerError(f"the loss is not finite: loss=`{loss.item()}`")
             self.adam.zero_grad(set_to_none=True)
+            meanwhile()
             loss.backward()  # type: ignore[no-untyped-call]
             for name, gathered in rows.items():
                 if gathered.grad is not None:  # none in a batch for the nuisance heads alone
@@ -155,6 +178,24 @@ class Learner:
             cross=cross,
             rows_created=self._count_created(lookup),
         )
+
+    def count(self, finals: Batch, *, now_ms: int) -> None:
+        """Count what became of matured impressions, for the predictions to come."""
+        if self._rates is None:
+            return
+        keys = np.concatenate([finals.parts[side].keys for side in SIDES])
+        lookup = self._store.lookup(keys, slots=self._slots_of(finals), now_ms=now_ms)
+        added = count_outcomes(finals, lookup.inverse, len(lookup.keys))
+        self._store.update(lookup, RATES, -added, now_ms=now_ms)  # w - 1.0 * -added
+        kept = finals.kept
+        totals = [kept.sum(), *finals.labels[kept].sum(0)]
+        self._rates.add(to_device(np.asarray(totals, np.float64), self.device))
+
+    def _forward(self, tensors: BatchTensors, rows: dict[str, Tensor]) -> Output:
+        output: Output = self.model(tensors, rows)
+        if self._rates is not None:
+            output.logits = output.logits + self._rates(tensors, rows[RATES])
+        return output
 
     def _gather(self, lookup: Lookup, set_name: str) -> Tensor:
         """[U, D] on the device; where the slab lies there too, no row crosses the bus."""
@@ -205,11 +246,10 @@ class Learner:
         keys = np.concatenate([batch.parts[side].keys for side in SIDES])
         with torch.no_grad():
             rows = {
-                name: to_device(self._store.peek(keys, name)[0], self.device)
-                for name in self.model.sets.dims
+                name: to_device(self._store.peek(keys, name)[0], self.device) for name in self._sets
             }
             tensors = batch_tensors(batch, np.arange(keys.size), self.moments, self.device)
-            logits = served(self.model(tensors, rows).logits, self._loss)
+            logits = served(self._forward(tensors, rows).logits, self._loss)
         return cast(F32, logits.cpu().numpy())
 
     def represent(self, side: Side, part: SidePart) -> F32:

@@ -19,7 +19,16 @@ import orjson
 from runtime.run_state import now_ms
 from runtime.sources.faults import Faults
 from runtime.sources.traffic import TrafficEvent
-from runtime.sources.world import CATEGORIES, DEVICES, DOMAINS, FACTORS, KINDS, Shown, World
+from runtime.sources.world import (
+    AGREEMENT,
+    CATEGORIES,
+    DEVICES,
+    DOMAINS,
+    FACTORS,
+    KINDS,
+    Shown,
+    World,
+)
 from settings.duration import format_duration
 
 HISTORY_MAX = 10
@@ -51,6 +60,7 @@ class SimulatedTraffic:
         impressions_max: int | None = None,
         lateness_ms: int = 2_000,
         faults: bool = True,
+        agreement: float = AGREEMENT,
     ) -> None:
         self._start_ms = start_ms
         self._seed = seed
@@ -60,6 +70,7 @@ class SimulatedTraffic:
         self._impressions_max = impressions_max
         self._lateness_ms = lateness_ms
         self._faults = faults
+        self._agreement = agreement
 
     def config_values(self) -> Mapping[str, Any]:
         slots: dict[str, dict[str, Any]] = {
@@ -102,7 +113,9 @@ class SimulatedTraffic:
         """Every impression once and every conversion once, in event time."""
         random = np.random.Generator(np.random.PCG64(self._seed))
         start_ms = now_ms() if self._start_ms is None else self._start_ms
-        world = World(random, *self._size, start_ms, self._item_arrival_ms)
+        world = World(
+            random, *self._size, start_ms, self._item_arrival_ms, agreement=self._agreement
+        )
         story = _Story(world)
         clock_ms = float(start_ms)
         left = math.inf if self._impressions_max is None else self._impressions_max

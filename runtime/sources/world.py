@@ -58,6 +58,8 @@ DOMAINS: Mapping[str, tuple[float, float]] = {
 """Domain -> (share of the traffic, shift of every kind's logit)."""
 DRIFT_MS = 1_800_000.0
 """Time in which a user's interests change altogether."""
+AGREEMENT = 0.9
+"""How much of a user's, and of an item's, factors all kinds share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +80,24 @@ class World:
     """`items` are there at `start_ms`; as many again arrive, one every `arrival_ms`."""
 
     def __init__(
-        self, random: np.random.Generator, users: int, items: int, start_ms: int, arrival_ms: int
+        self,
+        random: np.random.Generator,
+        users: int,
+        items: int,
+        start_ms: int,
+        arrival_ms: int,
+        *,
+        agreement: float = AGREEMENT,
     ) -> None:
         self._random = random
         kinds = len(KINDS)
         shared = random.standard_normal((users, 1, FACTORS))
         own = random.standard_normal((users, kinds, FACTORS))
-        self._user_factors = 0.9 * shared + math.sqrt(1 - 0.81) * own  # [U, K, F]
+        self._user_factors = agreement * shared + math.sqrt(1 - agreement**2) * own  # [U, K, F]
         item_count = 2 * items
         shared = random.standard_normal((item_count, 1, FACTORS))
         own = random.standard_normal((item_count, kinds, FACTORS))
-        self._item_factors = 0.9 * shared + math.sqrt(1 - 0.81) * own  # [I, K, F]
+        self._item_factors = agreement * shared + math.sqrt(1 - agreement**2) * own  # [I, K, F]
         noise = 0.3 * random.standard_normal((item_count, FACTORS))
         self.item_vectors = np.round(shared[:, 0, :] + noise, 4)  # [I, F]
         self.item_categories = shared[:, 0, :].argmax(axis=1)  # [I]

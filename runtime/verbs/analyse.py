@@ -24,7 +24,9 @@ def analyse(
         None, "--checkpoint", help="A checkpoint's directory: works beside a live trainer."
     ),
     config_file: Path = typer.Option(None, "--config", help="The store's config; else --dir's."),
-    samples: Path = typer.Option(None, "--samples", help="correlation: samples.jsonl."),
+    samples: Path = typer.Option(
+        None, "--samples", help="samples.jsonl, for correlation and the rank of layers' outputs."
+    ),
     single: list[str] = typer.Option(
         [], "--single", help="entanglement: TASK=DIR, the store of a single-task model. Repeatable."
     ),
@@ -57,11 +59,15 @@ def analyse(
 
 def _lines(tool: str, report: dict[str, Any]) -> list[str]:
     if tool == "collapse":
-        return [
+        lines = [
             f"{slot:<24} {name:<16} information abundance "
             f"{of['information_abundance']:6.2f} of {of['dim']:<4} {of['rows']:>9} rows"
             for slot, sets in report["tables"].items()
             for name, of in sets.items()
+        ]
+        return lines + [
+            f"{name:<41} effective rank        {of['effective_rank']:6.2f} of {of['of']:<4}"
+            for name, of in report["activations"].items()
         ]
     if tool == "entanglement":
         return [

@@ -51,7 +51,9 @@ def _analyse(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as opened:
         reader = opened.enter_context(StoreReader(options.store, OWNER))
         if options.tool == "collapse":
-            report = collapse(reader, config)
+            if options.samples is not None and config is None:
+                raise ConfigError("--samples needs --config: the store's own config")
+            report = collapse(reader, config, options.samples)
             if options.png is not None:
                 from trainer.analysis.plots import plot_collapse
 

@@ -7,23 +7,29 @@ first one. Low for one slot towards another = the partner's collapse has been pa
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embedding_store.reading import StoreReader
 from settings.config import Config
+from trainer.analysis.activations import layer_ranks
 from trainer.analysis.measures import effective_rank, information_abundance
-from trainer.analysis.tables import dense_weights, grams
+from trainer.analysis.tables import dense_weights, final_samples, grams
 from trainer.parts.sets import SHARED
 from trainer.slots import plan_slots, table_of
 
+SAMPLES = 2_000
 FIRST_CROSS = "cross.layers.0.weight"
 
 
-def collapse(reader: StoreReader, config: Config | None) -> dict[str, Any]:
+def collapse(
+    reader: StoreReader, config: Config | None, samples: Path | None = None
+) -> dict[str, Any]:
     """{"tables": {slot: {set: {information_abundance, dim, rows}}}, "layers": {weight:
-    {effective_rank, of}}, "towards": {slot: {partner: information_abundance}}}."""
+    {effective_rank, of}}, "towards": {slot: {partner: information_abundance}}}; with `samples`
+    (and the config) also "activations": {layer: {effective_rank, of}}."""
     found, rows = grams(reader)
     weights = dense_weights(reader)
     tables: dict[str, dict[str, Any]] = {}
@@ -55,4 +61,12 @@ def collapse(reader: StoreReader, config: Config | None) -> dict[str, Any]:
                     if j != i
                     for block in [cross[j * dim : (j + 1) * dim, i * dim : (i + 1) * dim]]
                 }
-    return {"tables": tables, "layers": layers, "towards": towards}
+    activations: dict[str, Any] = {}
+    if config is not None and samples is not None:
+        activations = layer_ranks(reader, config, final_samples(samples, SAMPLES))
+    return {
+        "tables": tables,
+        "layers": layers,
+        "towards": towards,
+        "activations": activations,
+    }

@@ -10,9 +10,8 @@ import numpy as np
 
 from embedding_store.reading import StoreReader
 from settings.config import Config
-from topics.sample import decode_sample
 from trainer.analysis.measures import mutual_information, spearman
-from trainer.analysis.tables import strengths
+from trainer.analysis.tables import final_samples, strengths
 from trainer.batch import FINAL, build_batch
 from trainer.slots import SIDES, plan_slots, table_of
 
@@ -23,14 +22,7 @@ def correlated(reader: StoreReader, config: Config, samples: Path) -> dict[str, 
     """{"samples", "slots": {slot: {"strength", "bits": {task: float}}}, "spearman": {task: float}}
     over the first SAMPLES final samples of the file. A bag counts by its newest value."""
     plan = plan_slots(config)
-    found = []
-    with samples.open("rb") as file:
-        for line in file:
-            sample = decode_sample(line)
-            if sample.state == "final":
-                found.append(sample)
-            if len(found) >= SAMPLES:
-                break
+    found = final_samples(samples, SAMPLES)
     learnt = strengths(reader)
     slots: dict[str, dict[str, Any]] = {}
     batch = build_batch(found, plan) if found else None

@@ -14,32 +14,41 @@ from matplotlib import pyplot as plt
 
 
 def plot_collapse(report: dict[str, Any], path: Path) -> None:
-    """Bars of each table's information abundance over its width; beside them, slot towards slot."""
+    """Bars of each table's information abundance over its width; slot towards slot, where the model
+    has cross layers; the layers' effective rank, where samples were given."""
+    several = any(len(sets) > 1 for sets in report["tables"].values())
     bars = {
-        f"{slot} / {name}" if len(sets) > 1 else slot: of["information_abundance"] / of["dim"]
+        f"{slot} / {name}" if several else slot: of["information_abundance"] / of["dim"]
         for slot, sets in report["tables"].items()
         for name, of in sets.items()
     }
     towards = report["towards"]
-    height = max(3.0, 0.26 * len(bars) + 1.2)
+    layers = {name: of["effective_rank"] / of["of"] for name, of in report["activations"].items()}
+    columns = [6.0, *([6.5] if towards else []), *([5.0] if layers else [])]
+    height = max(3.2, 0.26 * max(len(bars), len(layers)) + 1.2)
     figure, axes = plt.subplots(
-        1, 2 if towards else 1, figsize=(13 if towards else 7, height), squeeze=False
+        1, len(columns), figsize=(sum(columns), height), squeeze=False, width_ratios=columns
     )
-    left = axes[0][0]
-    left.barh(list(bars), list(bars.values()), color="#3b6ea5")
-    left.invert_yaxis()
-    left.set_xlim(0, 1)
-    left.set_xlabel("information abundance / width")
+    _bars(axes[0][0], bars, "information abundance / width")
     if towards:
         names = list(towards)
         values = [[towards[a].get(b, np.nan) for b in names] for a in names]
-        right = axes[0][1]
-        shown = right.imshow(values, cmap="viridis")
-        right.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        right.set_yticks(range(len(names)), names, fontsize=7)
-        right.set_xlabel("towards")
-        figure.colorbar(shown, ax=right, label="information abundance of E W^T")
+        axis = axes[0][1]
+        shown = axis.imshow(values, cmap="viridis")
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.set_xlabel("towards")
+        figure.colorbar(shown, ax=axis, label="information abundance of E W^T")
+    if layers:
+        _bars(axes[0][-1], layers, "effective rank of the output / its ceiling")
     _save(figure, path)
+
+
+def _bars(axis: Any, values: dict[str, float], label: str) -> None:
+    axis.barh(list(values), list(values.values()), color="#3b6ea5")
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    axis.set_xlabel(label)
 
 
 def plot_entanglement(report: dict[str, Any], points: dict[str, Any], path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,12 @@ from safetensors.torch import load
 
 from embedding_store.errors import StoreUnreadable
 from embedding_store.reading import StoreReader
+from topics.sample import Sample, decode_sample
 from trainer.analysis.measures import F64
-from trainer.durable import SPACE
+from trainer.durable import SPACE, restore_moments
+from trainer.moments import Moments
+from trainer.parts.rates import RATES
+from trainer.slots import SIDES, Plan, Side
 
 F32 = npt.NDArray[np.float32]
 
@@ -26,13 +32,18 @@ def blocks(reader: StoreReader) -> Iterator[tuple[str, npt.NDArray[np.void]]]:
             yield reader.layout.slot_name(number), records[numbers == number]
 
 
+def learnt_sets(reader: StoreReader) -> list[str]:
+    """The sets that gradients move: running rates are counts."""
+    return [name for name in reader.layout.sets if name != RATES]
+
+
 def grams(reader: StoreReader) -> tuple[dict[tuple[str, str], F64], dict[str, int]]:
     """({(slot, set): E^T E [D, D]}, {slot: rows}). Streams: memory does not grow with rows."""
     found: dict[tuple[str, str], F64] = {}
     rows: dict[str, int] = {}
     for slot, records in blocks(reader):
         rows[slot] = rows.get(slot, 0) + len(records)
-        for name in reader.layout.sets:
+        for name in learnt_sets(reader):
             vectors = reader.vectors(name, records).astype(np.float64)
             if vectors.any():
                 gram = vectors.T @ vectors
@@ -49,7 +60,7 @@ def strengths(reader: StoreReader) -> dict[str, float]:
         counts = np.maximum(records["count"].astype(np.float64), 1.0)
         squares = sum(
             (reader.vectors(name, records).astype(np.float64) ** 2).sum(1)
-            for name in reader.layout.sets
+            for name in learnt_sets(reader)
         )
         total[slot] = total.get(slot, 0.0) + float((counts * squares).sum())
         weight[slot] = weight.get(slot, 0.0) + float(counts.sum())
@@ -67,6 +78,21 @@ def dense_weights(reader: StoreReader) -> dict[str, torch.Tensor]:
                 if name.startswith("weight.")
             }
     raise StoreUnreadable(f"no model in this store: path=`{reader.path}`")
+
+
+def stored_moments(reader: StoreReader, plan: Plan) -> dict[Side, Moments]:
+    """Running moments of the numeric slots, as the last commit has them."""
+    raw = next(v for space, key, v in reader.state() if space == SPACE and key == b"moments")
+    moments = {side: Moments(len(plan.sides[side].of_type("numeric"))) for side in SIDES}
+    restore_moments(moments, raw)
+    return moments
+
+
+def final_samples(path: Path, limit: int) -> list[Sample]:
+    """The first final samples of `samples.jsonl`."""
+    with path.open("rb") as file:
+        finals = (s for s in map(decode_sample, file) if s.state == "final")
+        return list(islice(finals, limit))
 
 
 def rows_of_slot(reader: StoreReader, slot: str, limit: int) -> npt.NDArray[Any]:

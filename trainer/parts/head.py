@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ only teach the bias."""
 class FirstOrder(nn.Module):
     """The linear part of a factorisation machine: each slot's vector speaks for itself.
 
-    It starts as the identity on the first numbers of a vector, so that a row learns its own rate
+    It starts as the mean over sets of a vector's first numbers, so that a row learns its own rate
     per task from its first gradient on, while the deep part still finds its way. `speaks` says for
     which tasks each set speaks: a task's own set for that task alone.
     """
@@ -36,9 +37,14 @@ class FirstOrder(nn.Module):
         self.linear = nn.ModuleList(
             nn.Linear(dim, len(self.columns[name]), bias=False) for name, dim in dims.items()
         )
-        for linear in self.linear:
+        # Each set learns at the full rate: of k sets that speak for a task each says a k-th, or a
+        # model with more sets would in effect have a larger learning rate.
+        speaking = torch.tensor([*chain(*self.columns.values())]).bincount()
+        for columns, linear in zip(self.columns.values(), self.linear, strict=True):
             assert isinstance(linear, nn.Linear)
             nn.init.eye_(linear.weight)
+            with torch.no_grad():
+                linear.weight.div_(speaking[columns].unsqueeze(1))
 
     def forward(self, slots: Mapping[str, Tensor]) -> Tensor:
         """{set: [B, F, D_set]} -> [B, T]"""
