@@ -36,13 +36,13 @@ from trainer.parts.taps import effective_rank
 WIDTH = 8
 SCALES = (1, 2, 4, 8)
 DEPTHS = (1, 2, 4)
-USERS, ITEMS = 600, 200
+USERS, ITEMS = 100, 100
 Found = dict[str, dict[str, list[float]]]
 
 
 def study(options: Options) -> dict[str, Any]:
     """Two tables: sets by scale, tokens by depth."""
-    impressions = 4_000 if options.quick else 40_000
+    impressions = 3_000 if options.quick else 15_000
     sets: Found = {}
     depth: Found = {}
     layers: Found = {}
@@ -67,7 +67,7 @@ def study(options: Options) -> dict[str, Any]:
         "the first third, mean over three tasks. `IA` is the information abundance of the users' "
         "learnt rows, the sets side by side; its ceiling is the width. `rank` is the effective "
         "rank of a sample's tokens over min(tokens, width), first mixer and last FFN, last batch. "
-        "Rows learn by elementwise Adagrad, whose steps do not depend on a set's width.",
+        "Rows learn by Adam, whose steps do not depend on a set's width.",
         "tables": tables,
         "ranks": ranks,
         "verdicts": [
@@ -92,7 +92,6 @@ def _measure_sets(setting: Setting, found: Found, arm: str, k: int, *, single: b
     config = setting.config(
         "multi_embedding",
         model__embedding_dim=WIDTH * k if single else WIDTH,
-        optimizer__sparse="adagrad",
         model__multi_embedding__interactions=("dcn",) * (1 if single else k),
     )
     names = [f"expert:{m}" for m in range(1 if single else k)]

@@ -34,17 +34,17 @@ BUCKETS = ("low third", "middle", "high third")
 """Of r."""
 AGREEMENT = 0.3
 """Correlation of a user's (and an item's) factors between kinds."""
-USERS, ITEMS, PAIRS = 300, 150, 20_000
+USERS, ITEMS, PAIRS = 60, 60, 20_000
 OPTIONS: dict[str, Any] = {"expert_dims": (64, 32), "tower_dims": (32,)}
 
 
 def study(options: Options) -> dict[str, Any]:
     """Gain over the single-task model per model, task and bucket."""
-    impressions = 6_000 if options.quick else 60_000
+    impressions = 3_000 if options.quick else 20_000
     gains: dict[str, dict[str, list[float]]] = {m: {} for m in MODELS}
     for seed in range(options.seeds):
         setting = make_setting(
-            seed, impressions, users=USERS, items=ITEMS, rate=400.0, agreement=AGREEMENT
+            seed, impressions, users=USERS, items=ITEMS, rate=200.0, agreement=AGREEMENT
         )
         labels, bucket = _feedback(setting)
         alone, views_alone = {}, {}

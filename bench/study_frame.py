@@ -130,8 +130,8 @@ def run_trainer(
         watch(loop)
         step = loop.learner.step
 
-        def note(batch: Batch, *, now_ms: int, ahead: Batch | None = None) -> StepResult:
-            result = step(batch, now_ms=now_ms, ahead=ahead)
+        def note(batch: Batch, **how: Any) -> StepResult:
+            result = step(batch, **how)
             for id_, row in zip(batch.impressions, result.logits, strict=True):
                 predictions.setdefault(id_.decode(), row)
             return result

@@ -78,7 +78,9 @@ def _config(
             "trainer__batch_samples_max": 256,
             "trainer__commit_every_steps": 50,
             "trainer__seed": seed,
-            "optimizer__sparse_lr": 0.1,
+            "optimizer__sparse": "adam",
+            "optimizer__sparse_lr": 0.01,
+            "optimizer__dense_lr": 0.003,
         }
         | flags,
     )

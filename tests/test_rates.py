@@ -43,6 +43,8 @@ class _Portions:
         return not self._left
 
     def take(self, stopping: object) -> Portion | None:
+        if not self._left:
+            return None
         batch = build_batch(self._left.pop(0), PLAN)
         return Portion(batch, np.full(len(batch), -1), {"samples": {0: 1}}, -1, [])
 
@@ -113,6 +115,7 @@ def test_rates_are_in_the_commit(tmp_path: Path) -> None:
     batch = build_batch(SAMPLES, PLAN)
     with _open(tmp_path) as store:
         learner = Learner(PLAN, CONFIG, store)
+        recover_state(store, learner, PLAN, CONFIG)
         learner.count(batch.take(np.flatnonzero(batch.state == FINAL)), now_ms=1)
         stage_state(store, learner, Progress())
         store.commit()

@@ -61,6 +61,7 @@ class SimulatedTraffic:
         lateness_ms: int = 2_000,
         faults: bool = True,
         agreement: float = AGREEMENT,
+        logit_shift: float = 0.0,
     ) -> None:
         self._start_ms = start_ms
         self._seed = seed
@@ -70,7 +71,7 @@ class SimulatedTraffic:
         self._impressions_max = impressions_max
         self._lateness_ms = lateness_ms
         self._faults = faults
-        self._agreement = agreement
+        self._agreement, self._logit_shift = agreement, logit_shift
 
     def config_values(self) -> Mapping[str, Any]:
         slots: dict[str, dict[str, Any]] = {
@@ -114,7 +115,12 @@ class SimulatedTraffic:
         random = np.random.Generator(np.random.PCG64(self._seed))
         start_ms = now_ms() if self._start_ms is None else self._start_ms
         world = World(
-            random, *self._size, start_ms, self._item_arrival_ms, agreement=self._agreement
+            random,
+            *self._size,
+            start_ms,
+            self._item_arrival_ms,
+            agreement=self._agreement,
+            logit_shift=self._logit_shift,
         )
         story = _Story(world)
         clock_ms = float(start_ms)

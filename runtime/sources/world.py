@@ -88,8 +88,11 @@ class World:
         arrival_ms: int,
         *,
         agreement: float = AGREEMENT,
+        logit_shift: float = 0.0,
     ) -> None:
+        """`logit_shift` makes every conversion likelier or rarer."""
         self._random = random
+        self._logit_shift = logit_shift
         kinds = len(KINDS)
         shared = random.standard_normal((users, 1, FACTORS))
         own = random.standard_normal((users, kinds, FACTORS))
@@ -151,7 +154,7 @@ class World:
         logits = np.array([kind.base_logit for kind in KINDS.values()]) + (
             np.array([kind.affinity for kind in KINDS.values()]) * taste / math.sqrt(FACTORS)
         )
-        logits += (shifts[domains] + _DEVICE_LOGIT[devices])[:, None]
+        logits += (shifts[domains] + _DEVICE_LOGIT[devices] + self._logit_shift)[:, None]
         logits += (self._item_quality[items] + self._user_propensity[users])[:, None]
         logits -= 0.2 * (np.log(self.item_prices[items]) - 3.0)[:, None]
         return 1 / (1 + np.exp(-logits))  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from runtime.verbs.bench import BenchmarkFailed
 from runtime.verbs.stack import stop_on_sigterm
 
 STUDIES = ("online", "delay", "deskdrop", "kuairand", "collapse", "entangle")
+OF_LOGS = ("deskdrop", "kuairand")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,7 +31,11 @@ def study(
     chosen(name, STUDIES, "study")
     script = _ROOT / "bench" / f"study_{name}.py"
     if not script.is_file():
-        raise BenchmarkFailed(f"{script}: the studies are part of the repository, not of it")
+        raise BenchmarkFailed(f"{script}: expected in a checkout of the repository; not found")
+    if name in OF_LOGS and data is None:
+        raise typer.BadParameter(
+            f"study {name} needs the log, which is not in the repository: PATH"
+        )
     command = [sys.executable, str(script), "--seeds", str(seeds), "--out", str(out)]
     command += ["--quick"] if quick else []
     command += ["--data", str(data)] if data is not None else []

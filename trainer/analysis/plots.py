@@ -12,6 +12,9 @@ mpl.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
+_LABEL_GAP = 0.035
+"""Between names one above the other, as a share of the largest strength."""
+
 
 def plot_collapse(report: dict[str, Any], path: Path) -> None:
     """Bars of each table's information abundance over its width; slot towards slot, where the model
@@ -59,7 +62,7 @@ def plot_entanglement(report: dict[str, Any], points: dict[str, Any], path: Path
         a, _, b = name.partition("|")
         axis.scatter(left, right, s=4, alpha=0.3, color="#a53b3b")
         axis.plot([0, 2], [0, 2], color="0.6", linewidth=0.8)
-        axis.set(xlim=(0, 2), ylim=(0, 2), xlabel=f"distance, view of {a}")
+        axis.set(xlim=(-0.05, 2.05), ylim=(-0.05, 2.05), xlabel=f"distance, view of {a}")
         axis.set_ylabel(f"distance, view of {b}")
     scores = ", ".join(f"{task} {score:.2f}" for task, score in report["entanglement"].items())
     figure.suptitle(f"entanglement: {scores}" if scores else "views of two tasks")
@@ -71,9 +74,23 @@ def plot_correlation(report: dict[str, Any], path: Path) -> None:
     tasks = list(report["spearman"])
     figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.6), squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        for name, slot in report["slots"].items():
-            axis.scatter(slot["bits"][task], slot["strength"], s=14, color="#2f7d4f")
-            axis.annotate(name, (slot["bits"][task], slot["strength"]), fontsize=7)
+        slots = sorted(report["slots"].items(), key=lambda each: each[1]["strength"])
+        apart = _LABEL_GAP * max((slot["strength"] for _, slot in slots), default=1.0)
+        height = -apart
+        for name, slot in slots:
+            bits, strength = slot["bits"][task], slot["strength"]
+            height = max(strength, height + apart)
+            axis.scatter(bits, strength, s=14, color="#2f7d4f")
+            axis.annotate(
+                name,
+                (bits, strength),
+                (8, height),
+                textcoords=("offset points", "data"),
+                fontsize=7,
+                verticalalignment="center",
+            )
+        axis.margins(x=0.3)
+        axis.locator_params(axis="x", nbins=4)
         axis.set(title=f"{task}: Spearman {report['spearman'][task]:.2f}")
         axis.set(xlabel="mutual information with the label, bits", ylabel="learnt strength")
     _save(figure, path)
