@@ -17,7 +17,7 @@ import numpy as np
 
 from embedding_store.reading import StoreReader
 from trainer.analysis.measures import F64, contradictory, distances, entanglement, spearman
-from trainer.analysis.tables import rows_of_slot
+from trainer.analysis.tables import learnt_sets, rows_of_slot
 from trainer.parts.sets import SHARED
 
 PAIRS = 20_000
@@ -65,11 +65,11 @@ def entangled(
 
 
 def _set_of(reader: StoreReader, task: str) -> str:
-    sets = reader.layout.sets
+    sets = learnt_sets(reader)
     for name in (f"task:{task}", SHARED):
         if name in sets:
             return name
-    return next(iter(sets))
+    return sets[0]
 
 
 def _distances(reader: StoreReader, name: str, pairs: tuple[Any, Any]) -> F64:
