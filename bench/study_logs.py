@@ -95,8 +95,9 @@ def _config(values: Any, model: str, seed: int, **flags: Any) -> Any:
             "model__name": model,
             "technique__running_rates": True,
             "trainer__cut_by": "count",
-            "trainer__batch_samples_max": 256,
-            "trainer__commit_every_steps": 100,
+            "trainer__batch_samples_max": 64,  # the logs are short: some thousand dense steps
+            "trainer__commit_every_steps": 400,
+            "optimizer__dense_lr": 0.003,
             "trainer__seed": seed,
         }
         | flags,

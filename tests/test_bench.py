@@ -1,4 +1,4 @@
-"""`headwater bench`: called wrongly it says how; a quick run has the keys that a full one has."""
+"""`headwater bench` and `study`: called wrongly it says how; a quick run has the keys that a full one has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from runtime.cli import app
-from runtime.verbs import bench
+from runtime.verbs import bench, study
 
 runner = CliRunner()
 
@@ -26,6 +26,8 @@ runner = CliRunner()
         (["bench", "join", "--part", "commit"], "part of join 'commit': expected one of"),
         (["bench"], "Missing argument 'name'"),
         (["bench", "store", "--quik"], "Possible options: --quick"),
+        (["study", "collaps"], "did you mean 'collapse'?"),
+        (["study", "deskdrop"], "study deskdrop: expected the path of its log"),
     ],
 )
 def test_a_wrong_call_names_what_was_expected_and_exits_2(arguments: list[str], says: str) -> None:
@@ -35,7 +37,7 @@ def test_a_wrong_call_names_what_was_expected_and_exits_2(arguments: list[str], 
 
 
 def test_every_benchmark_has_its_script() -> None:
-    for name in bench.BENCHMARKS:
+    for name in (*bench.BENCHMARKS, *(f"study_{name}" for name in study.STUDIES)):
         assert (bench._FOLDER / f"{name}.py").is_file()
 
 
