@@ -27,7 +27,7 @@ runner = CliRunner()
         (["bench"], "Missing argument 'name'"),
         (["bench", "store", "--quik"], "Possible options: --quick"),
         (["study", "collaps"], "did you mean 'collapse'?"),
-        (["study", "deskdrop"], "study deskdrop: expected the path of its log"),
+        (["study", "deskdrop"], "expected the path of its log"),
     ],
 )
 def test_a_wrong_call_names_what_was_expected_and_exits_2(arguments: list[str], says: str) -> None:

@@ -34,7 +34,8 @@ def study(
         raise BenchmarkFailed(f"{script}: expected in a checkout of the repository; not found")
     if name in OF_LOGS and data is None:
         raise typer.BadParameter(
-            f"study {name} needs the log, which is not in the repository: PATH"
+            f"study {name}: expected the path of its log, which is not in the repository",
+            param_hint="--data",
         )
     command = [sys.executable, str(script), "--seeds", str(seeds), "--out", str(out)]
     command += ["--quick"] if quick else []
