@@ -1,4 +1,4 @@
-"""`headwater bench` and `study`: called wrongly it says how; a quick run has the keys that a full one has."""
+"""`headwater bench` and `study`: called wrongly they say how; a quick run has every key."""
 
 from __future__ import annotations
 
