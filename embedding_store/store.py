@@ -10,7 +10,8 @@ Given the same calls with the same arguments, every byte of every row and record
 rows are drawn from their key, times come from the caller, sums have a fixed order, and eviction
 never shows.
 
-One thread at a time. A failed write poisons the store: memory would be ahead of the disk.
+One thread at a time, but records of state may be read by another meanwhile. A failed write
+poisons the store: memory would be ahead of the disk.
 """
 
 from __future__ import annotations
@@ -59,9 +60,8 @@ DATABASE: Final = "rocks"
 SWEEP_ROWS: Final = 100_000
 BUILDING: Final = "building"
 TABLE_ROWS_MIN: Final = 4096
-"""Commits of fewer rows go through RocksDB's log: many small tables would only make work for
-compaction. About here both take as long (`headwater bench store --part commit`), and only the log
-holds training up."""
+"""Commits of fewer rows go through RocksDB's log: many small tables make work for compaction. About
+here both take as long (`headwater bench store --part commit`); only the log holds training up."""
 
 T = TypeVar("T")
 
@@ -91,13 +91,9 @@ class EmbeddingStore:
         self._state = StagedState(rocks)
         if admission is not None:
             admission.bind(self.layout, self._state)
+        tables = path / BUILDING
         self._commits = Commits(
-            rocks,
-            self._tiers,
-            self._state,
-            record,
-            directory=path / BUILDING,
-            table_rows_min=table_rows_min,
+            rocks, self._tiers, self._state, record, directory=tables, table_rows_min=table_rows_min
         )
         self._poison: str | None = None
         self._closed = False
@@ -305,8 +301,7 @@ class EmbeddingStore:
 
     def put(self, space: str, key: bytes, value: bytes) -> None:
         """Stage; visible to `get` and `scan` at once, durable after `commit`."""
-        self._refuse_if_unusable()
-        self._state.put(space, key, value)
+        self.put_many(space, [key], [bytes(value)])
 
     def put_many(self, space: str, keys: Iterable[bytes], values: Iterable[bytes]) -> None:
         """`put` of many at once."""
