@@ -6,8 +6,9 @@ every ten batches. The last commit is inside the time. `in_memory`: the same mod
 as ready tensors with their keys already de-duplicated, the same rows in one torch table with the
 same row-wise Adagrad, dense Adam; no log, no evaluation, no per-entity state, no durability. Both
 start from the same 1e6 rows and end with the same weights (`dense_weights_max_difference`). One
-thread each; the trainer's reading process is on top of that. `publishing` is the trainer once more,
-with every version written to Kafka.
+thread of torch each; the trainer's reading process, table builder and broker are on top of that, so
+`in_memory_two_threads` is beside them. `publishing` is the trainer once more, with every version
+written to Kafka.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ def measure(quick: bool) -> dict[str, Any]:
         "ratio_in_memory_publishing": ratio(publishing, bare[: len(publishing)])["median"],
         "samples_per_second": float(np.median(ours)),
         "in_memory_samples_per_second": float(np.median(bare)),
+        "in_memory_two_threads_samples_per_second": float(
+            samples / np.median(rounds_of["in_memory_two_threads"])
+        ),
         "samples": samples,
         "batch": BATCH,
         "model": config.model.name,
@@ -112,7 +116,7 @@ def _rounds(
     found: dict[str, list[float]] = {
         name: []
         for name in (
-            *("trainer", "in_memory", "publishing", "difference"),
+            *("trainer", "in_memory", "publishing", "in_memory_two_threads", "difference"),
             *("learning", "committing", "waiting"),
         )
     }
@@ -135,6 +139,9 @@ def _rounds(
         if n < max(1, rounds // 2):
             seconds, _ = _train(config, bootstrap, folder, f"published{n}", publish=True)
             found["publishing"].append(seconds)
+            torch.set_num_threads(2)
+            found["in_memory_two_threads"].append(learn(config, ready)[0])
+            torch.set_num_threads(1)
         say(f"round {n + 1}: {found['trainer'][-1]:.1f} s against {found['in_memory'][-1]:.1f} s")
     return found
 
