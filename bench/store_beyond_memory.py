@@ -288,7 +288,9 @@ def _direct(path: Path, keys: int, rows_max: int, rounds: int, steps: int) -> di
     ours = Ours(path, keys, rows_max, reads="direct")
     for each in ours.draw(2):
         ours.step(each)
-    table = max((path / "rocks").glob("*.sst"), key=lambda file: file.stat().st_size)
+    kept = path.with_name("kept")
+    ours.store.checkpoint(kept)  # compaction may delete the store's own table at any moment
+    table = max((kept / "rocks").glob("*.sst"), key=lambda file: file.stat().st_size)
     ms, rows, fractions, disks = [], [], [], []
     for _ in range(rounds):
         before = ours.store.stats().lookups_cold

@@ -11,6 +11,8 @@ import pytest
 from embedding_store.errors import StoreMisuse
 from embedding_store.keys import row_keys
 from embedding_store.layout import RowLayout, SetSpec
+from embedding_store.rocks import Rocks
+from embedding_store.row import RowFormat, vector_field
 from embedding_store.store import EmbeddingStore
 from tests.store_oracle import LAYOUT, first_vector
 
@@ -39,6 +41,10 @@ def test_a_slot_without_a_set_reads_zeros_and_never_learns_it(tmp_path: Path) ->
         store.update(lookup, "exp:0", np.ones((10, 3), np.float32), now_ms=9000)
         store.update(lookup, "shared", np.ones((10, 4), np.float32), now_ms=9000)
         store.commit()
+        form = RowFormat(store.layout)
+    with Rocks(tmp_path / "s" / "rocks", read_only=True) as rocks:
+        rows, found = rocks.get_rows(ITEMS, form.words)
+        assert found.all() and not form.records(rows)[vector_field("exp:0")].any()
     with _open(tmp_path / "s", RowLayout(LAYOUT.sets)) as store:  # the numbers are in the rows
         again = store.lookup(BOTH[::-1].copy(), now_ms=0)
         assert again.found.all() and again.slot_numbers.tolist() == NUMBERS[::-1].tolist()
