@@ -11,7 +11,6 @@ A table never changes, so its checksum is computed once and carried from checkpo
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +19,9 @@ from typing import Any, Final
 
 from embedding_store.errors import StoreCorrupt, StoreUnreadable
 from embedding_store.sealed import read_sealed, sync_directory, write_sealed
-from embedding_store.verify import CHECKPOINT_FILE, digest_file
+from embedding_store.verify import CHECKPOINT_FILE, CHECKPOINT_NAME, digest_file
 
 FORMAT: Final = 1
-_NAME: Final = re.compile(r"checkpoint-(\d{8,})-commit-(\d+)")
 UNFINISHED: Final = (".taking-", ".copying-", ".deleting-")
 
 About = dict[str, Any]
@@ -48,7 +46,9 @@ class Checkpoint:
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """Newest first; empty if there is no such directory. Raises StoreUnreadable."""
     try:
-        folders = [f for f in directory.iterdir() if _NAME.fullmatch(f.name) and f.is_dir()]
+        folders = [
+            f for f in directory.iterdir() if CHECKPOINT_NAME.fullmatch(f.name) and f.is_dir()
+        ]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -59,7 +59,7 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """What `checkpoint.json` in `folder` says; damage is told in the result."""
-    match = _NAME.fullmatch(folder.name)
+    match = CHECKPOINT_NAME.fullmatch(folder.name)
     number, commit_id = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
     try:
         told = read_sealed(folder / CHECKPOINT_FILE)

@@ -27,6 +27,8 @@ from embedding_store.sealed import read_sealed
 from embedding_store.table_file import TableFault, check_table
 
 CHECKPOINT_FILE: Final = "checkpoint.json"
+CHECKPOINT_NAME: Final = re.compile(r"checkpoint-(\d{8,})-commit-(\d+)")
+"""Of a whole checkpoint's directory: its number, its commit."""
 _NO_DATA: Final = re.compile(
     r"(rocks/)?(LOG(\.old\.\d+)?|LOCK|owner\.lock)|.*\.(dbtmp|writing)|building/.*"
 )
@@ -125,6 +127,8 @@ def _listed(directory: Path, found: _Findings) -> dict[str, dict[str, Any]] | No
     try:
         files: dict[str, dict[str, Any]] = read_sealed(directory / CHECKPOINT_FILE)["files"]
     except FileNotFoundError:
+        if CHECKPOINT_NAME.fullmatch(directory.name):
+            found.fault(CHECKPOINT_FILE, "missing")
         return None
     except (StoreCorrupt, KeyError) as error:
         found.fault(CHECKPOINT_FILE, str(error))

@@ -104,7 +104,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- rows -----------------------------------------------------------------------------------
 
-    @rule(ids=ids, seconds=st.integers(-3, 30))
+    @rule(ids=ids, seconds=st.integers(-15, 30))
     def look_up(self, ids: list[int], seconds: int) -> None:
         self.now_ms = max(0, self.now_ms + 1000 * seconds)  # event time may step back
         given = KEYS[ids]
@@ -156,6 +156,16 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.remove(KEYS[ids]) == len(there)
         self.oracle.remove(there)
         self.recent = []
+
+    @precondition(lambda self: self.pending is None)
+    @rule(ids=any_ids)
+    def remove_what_is_read_ahead(self, ids: list[int]) -> None:
+        """What was read before the deletion must not come back once the deletion is on disk."""
+        self.store.prefetch(KEYS[ids])
+        self.remove(ids)
+        self.commit()
+        for at in range(0, len(ids), 12):
+            self.look_up(ids[at : at + 12], 0)
 
     @precondition(lambda self: self.pending is None)
     @rule(default=expiry_rules, of_user=expiry_rules, dry_run=st.booleans())

@@ -27,6 +27,7 @@ KINDS = (
     "rocks/IDENTITY",
     "rocks/rocksdict-config.json",
     "store.json",
+    "checkpoint.json",
 )
 pytestmark = pytest.mark.slow
 
@@ -68,6 +69,8 @@ ABSENT = {
     ("store", "rocks/*.log"),
     ("checkpoint", "rocks/*.log"),
     ("checkpoint", "rocks/IDENTITY"),
+    ("killed", "checkpoint.json"),
+    ("store", "checkpoint.json"),
 }
 
 
@@ -95,7 +98,7 @@ def test_any_flipped_bit_is_found_and_its_file_named(
         file.write_bytes(whole)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "rocks/IDENTITY"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if ("checkpoint", k) not in ABSENT])
 def test_a_checkpoint_s_cut_or_missing_file_is_named(folders: dict[str, Path], kind: str) -> None:
     folder = folders["checkpoint"]
     file = _largest(folder, kind)
