@@ -66,9 +66,9 @@ def inputs(quick: bool) -> list[Input]:
     many = 4_000 if quick else 200_000
     return [
         Input("base", many),
-        Input("keys_10x", many, keys=10),
-        Input("features_10", many // 20, features=10),
-        Input("features_2000", many // 20, features=2_000),
+        Input("keys-10x", many, keys=10),
+        Input("features-10", many // 20, features=10),
+        Input("features-2000", many // 20, features=2_000),
     ]
 
 
@@ -89,11 +89,11 @@ def report(
         base = rate(system, "base", 1)
         growth[system] = {
             "window_24h_to_1h": rate(system, "base", 24) / base,
-            "keys_10x_to_1x": rate(system, "keys_10x", 1) / base,
+            "keys_10x_to_1x": rate(system, "keys-10x", 1) / base,
         }
     features = {
-        f"ratio_heap_{n}_features": rate("heap", f"features_{n}", 1)
-        / rate("copy", f"features_{n}", 1)
+        f"ratio_heap_{n}_features": rate("heap", f"features-{n}", 1)
+        / rate("copy", f"features-{n}", 1)
         for n in (10, 2_000)
     }
     return {

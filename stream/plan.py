@@ -73,6 +73,8 @@ def flink_settings(
         "taskmanager.bind-host": "127.0.0.1",
         "execution.buffer-timeout.interval": f"{_BUFFER_TIMEOUT_MS} ms",
         "execution.checkpointing.interval": f"{join.checkpoint_interval} ms",
+        # State on the heap is written whole: where that takes long, events get half of the time.
+        "execution.checkpointing.min-pause": f"{join.checkpoint_interval // 2} ms",
         "execution.checkpointing.mode": "EXACTLY_ONCE",
         "execution.checkpointing.dir": (state_dir.resolve() / "checkpoints").as_uri(),
         "execution.checkpointing.num-retained": "3",
