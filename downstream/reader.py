@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from downstream.epoch import Epoch, read_epoch
 from downstream.errors import ReaderFailed, ReaderTimeout
 from downstream.fold import VersionFold
 from downstream.following import Following
@@ -100,6 +101,17 @@ class RepresentationReader:
             self._check()
             ids, vectors = self._fold.tables[kind].matrix()
             return self._version(), ids, vectors
+
+    def as_of(self, version: int) -> Epoch:
+        """Every vector as it was at one version, which stays while this reader goes on.
+
+        Raises VersionGone where that version is no longer kept whole, TopicError.
+        """
+        with self._changed:
+            self._check()
+            kafka = self._config.kafka.model_copy(update={"topic_prefix": self._follows})
+        followed = self._config.model_copy(update={"kafka": kafka})
+        return read_epoch(followed, self._bootstrap, version, self._kinds)
 
     def everything(self, kind: Kind) -> tuple[list[str], Taken]:
         """(ids, what `take` gives for them) of every entity of `kind`, as of one version."""

@@ -19,7 +19,7 @@ from topics.errors import (
 )
 from topics.manifest import decode_manifest
 from topics.names import MANIFEST, Kind, partition_count, representation_topic
-from topics.representation import decode
+from topics.representation import decode_message
 from topics.scan import Partition, log_span, scan_group
 
 _BATCH_RECORDS_MAX = 8192
@@ -132,10 +132,7 @@ class Tail:
 
     def _take_record(self, kind: Kind, partition: int, offset: int, message: Message) -> None:
         self._fold.reach(kind, partition, offset + 1)
-        headers = message.headers()
-        pairs = list(headers.items()) if isinstance(headers, dict) else headers
-        record = decode(message.key(), message.value(), pairs, kind=kind)
-        self._fold.stage(partition, offset, record)
+        self._fold.stage(partition, offset, decode_message(message, kind=kind))
 
     def _take_error(self, error: KafkaError) -> None:
         if error.fatal() or not (error.retriable() or error.code() in _PASSING):

@@ -30,6 +30,7 @@ from runtime.verbs import (
     events,
     export,
     models,
+    publication,
     replay,
     reprocess,
     savepoint,
@@ -38,6 +39,7 @@ from runtime.verbs import (
     store,
     store_migrate,
     study,
+    transfer,
 )
 from settings.load import ConfigError
 from stream.errors import JoinError
@@ -85,6 +87,8 @@ _VERBS: tuple[Callable[..., None], ...] = (
     replay.replay,
     replay.compare,
     replay.switch,
+    publication.rollback,
+    publication.refresh,
     savepoint.savepoint,
     savepoint.submit,
     bench.bench,
@@ -94,6 +98,8 @@ _VERBS: tuple[Callable[..., None], ...] = (
 for _verb in _VERBS:
     app.command(_verb.__name__)(_verb)
 app.add_typer(config.app, name="config")
+app.add_typer(publication.forget_app, name="forget")
+app.add_typer(transfer.app, name="transfer")
 for _verb in (checkpoints.checkpoints, checkpoints.verify, checkpoints.restore):
     store.store_app.command(_verb.__name__)(_verb)
 store.store_app.command()(store_migrate.migrate)

@@ -15,6 +15,7 @@ from settings import models
 from settings.duration import DurationMs
 from settings.lifetimes import AdmissionConfig, ExpiryConfig
 from settings.optimizers import OptimizerConfig
+from settings.publishing import PublishConfig
 from settings.section import Name, Section
 from settings.techniques import TechniqueConfig
 
@@ -224,17 +225,6 @@ class CheckpointsConfig(Section):
     damaged table. Empty = no copies."""
     scrub_every: DurationMs = 86_400_000
     """So often a copy first reads back the tables that it would link; 0s = never."""
-
-
-class PublishConfig(Section):
-    every_commits: Annotated[int, Field(ge=1)] = 1
-    """A version is cut every this many commits that touched an entity."""
-    cross_half_life: DurationMs = 86_400_000
-    """Half-life of the time decay in the per-user and per-item aggregates of CR."""
-    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """How vectors are written (`topics.vector_encoding`): half or a quarter of the bytes for a
-    known loss; readers of this release read all three."""
-    manifests_kept: Annotated[int, Field(ge=1)] = 1000
 
 
 class MetricsConfig(Section):

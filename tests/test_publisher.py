@@ -33,7 +33,7 @@ def test_topics_are_made_once_and_a_differing_layout_is_named(kafka: str, prefix
     ensure_topics(config, kafka)
     ensure_topics(config, kafka)
     ends = end_offsets(config, kafka, ALL_TOPICS)
-    assert len(ends) == 2 * (len(ALL_TOPICS) - 2) + 2 and not any(ends.values())
+    assert len(ends) == 2 * (len(ALL_TOPICS) - 3) + 3 and not any(ends.values())
     with pytest.raises(TopicMismatch, match=f"{prefix}.samples has 2 partitions, expected 3"):
         ensure_topics(stack_config(prefix, partitions=3), kafka)
     larger = Config(

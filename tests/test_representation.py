@@ -48,7 +48,7 @@ def test_tower_vectors_are_those_of_the_present_state(store: EmbeddingStore) -> 
     batch = build_batch(samples, PLAN)
     result = learner.step(batch, now_ms=1)
     representations.observe(batch, result.cross, np.ones(len(samples), bool))
-    found = _decoded(representations.cut(3, 1).records)
+    found = _decoded(representations.cut(3, 1, 0).records)
     # the whole forward pass with the state after the step gives the same UR and IR
     newest = list({s.user_id: s for s in samples}.values())
     after = build_batch(newest, PLAN)
@@ -73,7 +73,7 @@ def test_a_version_holds_the_touched_only_and_in_order(store: EmbeddingStore) ->
         batch = build_batch(samples, PLAN)
         result = learner.step(batch, now_ms=1)
         representations.observe(batch, result.cross, np.ones(len(samples), bool))
-        cut = representations.cut(1, 1)
+        cut = representations.cut(1, 1, 0)
         users = [key.decode() for topic, key, _, _ in cut.records if topic.endswith(".user")]
         assert users == sorted({s.user_id for s in samples})
         assert sum(cut.counts.values()) == len(cut.records)
@@ -129,7 +129,7 @@ def test_cr_is_counted_once_per_impression_and_features_at_first_sight(
     for sample, first in ((early, True), (correction, False)):
         batch = build_batch([sample], PLAN)
         representations.observe(batch, np.ones((1, 32), np.float32), np.asarray([first]))
-    found = _decoded(representations.cut(1, 1).records)
+    found = _decoded(representations.cut(1, 1, 0).records)
     user, cross = found["user", early.user_id], found["cross", f"user:{early.user_id}"]
     assert user.event_ms == early.event_ms + 50  # the conversion is in the user's vector
     assert cross.event_ms == early.event_ms  # and not in the aggregate, which counts impressions
@@ -186,5 +186,5 @@ def test_touched_entities_survive_a_restart(store: EmbeddingStore) -> None:
     representations.observe(batch, result.cross, np.ones(10, bool))
     representations.stage()
     again = Representations(store, learner, CONFIG.publish)
-    left, right = again.cut(1, 1).records, representations.cut(1, 1).records
+    left, right = again.cut(1, 1, 0).records, representations.cut(1, 1, 0).records
     assert left == right and left

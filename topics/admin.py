@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -25,9 +25,7 @@ def ensure_topics(config: Config, bootstrap: str, *, timeout_seconds: float = 30
     differing setting (partitions, cleanup.policy, or a max.message.bytes that is too small: what
     would lose or misplace records), TopicUnavailable, TopicUnauthorized.
     """
-    settings = client_settings(config, bootstrap)
-    del settings["allow.auto.create.topics"]
-    admin = AdminClient(settings)
+    admin = admin_client(config, bootstrap)
     with kafka_errors(f"listing the topics of {bootstrap}"):
         existing = admin.list_topics(timeout=timeout_seconds).topics
     missing = [name for name in ALL_TOPICS if config.topic(name) not in existing]
@@ -80,24 +78,50 @@ def _create(admin: AdminClient, config: Config, names: list[str], timeout_second
 def _differences(admin: AdminClient, config: Config, timeout_seconds: float) -> Iterator[str]:
     with kafka_errors("listing topics"):
         found = admin.list_topics(timeout=timeout_seconds).topics
-    resources = [ConfigResource(ResourceType.TOPIC, config.topic(name)) for name in ALL_TOPICS]
-    described = {
-        resource.name: future
-        for resource, future in admin.describe_configs(
-            resources, request_timeout=timeout_seconds
-        ).items()
-    }
+    described = _described(admin, config, ALL_TOPICS, timeout_seconds)
     for name in ALL_TOPICS:
-        topic = config.topic(name)
-        with kafka_errors(f"describing topic {topic}"):
-            entries = described[topic].result()
-        actual = {key: str(entry.value) for key, entry in entries.items()}
+        topic, actual = config.topic(name), described[name]
         expected = partition_count(config, name)
         partitions = len(found[topic].partitions)
         # Event topics are the producers': they may have grown, and the join finds new partitions.
         if partitions != expected and not (name in EVENT_TOPICS and partitions > expected):
             yield f"{topic} has {partitions} partitions, expected {expected}"
         yield from _setting_differences(topic, topic_settings(config, name), actual)
+
+
+def _described(
+    admin: AdminClient, config: Config, names: Sequence[str], timeout_seconds: float
+) -> dict[str, dict[str, str]]:
+    """Topic -> its settings as the broker has them."""
+    resources = [ConfigResource(ResourceType.TOPIC, config.topic(name)) for name in names]
+    futures = {
+        resource.name: future
+        for resource, future in admin.describe_configs(
+            resources, request_timeout=timeout_seconds
+        ).items()
+    }
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        topic = config.topic(name)
+        with kafka_errors(f"describing topic {topic}"):
+            entries = futures[topic].result()
+        found[name] = {key: str(entry.value) for key, entry in entries.items()}
+    return found
+
+
+def actual_settings(
+    config: Config, bootstrap: str, names: Sequence[str], *, timeout_seconds: float = 30.0
+) -> dict[str, dict[str, str]]:
+    """Topic (without prefix) -> its settings as the broker has them. Raises TopicError."""
+    admin = admin_client(config, bootstrap)
+    return _described(admin, config, names, timeout_seconds)
+
+
+def admin_client(config: Config, bootstrap: str) -> AdminClient:
+    """A client for topics and their records."""
+    settings = client_settings(config, bootstrap)
+    del settings["allow.auto.create.topics"]
+    return AdminClient(settings)
 
 
 def _setting_differences(

@@ -6,6 +6,7 @@ TopicError                    base; never raised bare by headwater's own checks
 |-- TopicUnauthorized         credentials or ACLs
 |-- TopicUnknown              a topic does not exist
 |-- TopicMismatch             a topic exists with another layout than the config's
+|-- VersionGone               an old version cannot be read back whole
 |-- RecordTooLarge            one record is over the broker's or topic's limit
 |-- RecordInvalid             bytes that are not the record they claim to be
 |   `-- WireVersionError      a representation written by a newer (or older) headwater
@@ -45,6 +46,10 @@ class TopicUnknown(TopicError):
 class TopicMismatch(TopicError):
     """A topic's layout differs from the config. Operator action: set the named config back, or use
     another kafka.topic_prefix."""
+
+
+class VersionGone(TopicError):
+    """A version is not kept (any more). Operator action: roll back to one of those named."""
 
 
 class RecordTooLarge(TopicError):

@@ -48,8 +48,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     end_offsets: PartitionOffsets = {}
     schema: int = SCHEMA
     source_version: int | None = None
-    """A rollback's: the older version whose content this one repeats."""
+    """The older version whose content this one repeats: a rollback's, or of a hold that begins."""
     reason: str | None = None
+    """Why publication is held from here, was held until here, or went back."""
 
 
 class _Schema(msgspec.Struct):

@@ -20,6 +20,8 @@ REPROCESSED: Final = "reprocessed"
 """Which late and undecodable events were sent through again; see `stream.reprocess`."""
 POINTER: Final = "pointer"
 """Which stack's representations readers of this one follow; see `topics.pointer`."""
+CONTROL: Final = "control"
+"""What an operator asks of the trainer; see `topics.control`."""
 
 Kind = Literal["user", "item", "cross"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -40,6 +42,7 @@ ALL_TOPICS: Final = (
     MANIFEST,
     REPROCESSED,
     POINTER,
+    CONTROL,
 )
 
 RECORD_OVERHEAD_BYTES: Final = 64 * 1024
@@ -63,28 +66,29 @@ def record_bytes_max(config: Config) -> int:
 
 
 def partition_count(config: Config, name: str) -> int:
-    """Partitions of the topic `name` as headwater creates it. Manifests and pointers are totally
-    ordered, so theirs have one. An event topic may have grown since: `topics.scan.partitions_of`
-    asks."""
-    return 1 if name in (MANIFEST, POINTER) else config.kafka.partitions
+    """Partitions of the topic `name` as headwater creates it. Manifests, pointers and commands are
+    totally ordered, so theirs have one. An event topic may have grown since:
+    `topics.scan.partitions_of` asks."""
+    return 1 if name in (MANIFEST, POINTER, CONTROL) else config.kafka.partitions
 
 
 def topic_settings(config: Config, name: str) -> Mapping[str, str]:
     """Kafka's topic-level settings for `name`.
 
     Representations are compacted: `min.compaction.lag.ms` lets a reader that trails by less than
-    that see every version whole, `delete.retention.ms` bounds how long a bootstrap may take and
-    still see deletions.
+    that see every version whole, and a rollback find it; `delete.retention.ms` bounds how long a
+    bootstrap may take and still see deletions.
     """
     settings = {
         "message.timestamp.type": "CreateTime",
         "max.message.bytes": str(record_bytes_max(config)),
     }
     if name in (*REPRESENTATION_TOPICS, MANIFEST, POINTER):
+        lag_ms = config.publish.rollback_window
         return settings | {
             "cleanup.policy": "compact",
-            "min.compaction.lag.ms": "60000",
-            "max.compaction.lag.ms": "3600000",
+            "min.compaction.lag.ms": str(lag_ms),
+            "max.compaction.lag.ms": str(max(3_600_000, 2 * lag_ms)),
             "min.cleanable.dirty.ratio": "0.3",
             "segment.ms": "600000",
             "delete.retention.ms": "86400000",

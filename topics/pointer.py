@@ -10,17 +10,15 @@ from __future__ import annotations
 import time
 
 import msgspec
-from confluent_kafka import KafkaException, Producer
 
 from settings.config import Config
 from topics.admin import ensure_topics
-from topics.client import producer_settings
-from topics.errors import RecordInvalid, TopicUnavailable, topic_error
+from topics.errors import RecordInvalid
 from topics.names import POINTER
 from topics.scan import read_to_end
+from topics.writing import write_durably
 
 KEY = b"representations"
-_TIMEOUT_SECONDS = 30.0
 
 
 class Pointer(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,17 +61,5 @@ def write_pointer(config: Config, bootstrap: str, topic_prefix: str) -> Pointer:
         previous=config.kafka.topic_prefix if before is None else before.topic_prefix,
         switched_ms=time.time_ns() // 1_000_000,
     )
-    failures: list[BaseException] = []
-    producer = Producer(producer_settings(config, bootstrap))
-    producer.produce(
-        config.topic(POINTER),
-        msgspec.json.encode(pointer),
-        KEY,
-        on_delivery=lambda error, _: failures.append(KafkaException(error)) if error else None,
-    )
-    if producer.flush(_TIMEOUT_SECONDS):
-        raise TopicUnavailable(f"{config.topic(POINTER)}: not acknowledged in 30 s")
-    for failure in failures:
-        assert isinstance(failure, KafkaException)
-        raise topic_error(failure, f"writing {config.topic(POINTER)}") from failure
+    write_durably(config, bootstrap, POINTER, KEY, msgspec.json.encode(pointer))
     return pointer

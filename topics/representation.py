@@ -40,6 +40,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
+from confluent_kafka import Message
 from numpy.typing import NDArray
 
 from topics.errors import RecordInvalid, WireVersionError
@@ -131,6 +132,13 @@ def decode(
         produced_ms=_integer(found, "hw_produced_ms"),
         schema=schema,
     )
+
+
+def decode_message(message: Message, *, kind: Kind) -> Representation:
+    """`decode` of a record as the client hands it out."""
+    headers = message.headers()
+    pairs = list(headers.items()) if isinstance(headers, dict) else headers
+    return decode(message.key(), message.value(), pairs, kind=kind)
 
 
 def _dtype(name: str) -> VectorDtype:

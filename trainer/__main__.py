@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -29,19 +30,23 @@ from settings.config import Config
 from settings.load import ConfigError, load_config
 from topics.admin import ensure_topics
 from topics.errors import TopicError
+from topics.history import read_old_version
 from topics.lag import LagMonitor
 from topics.metrics import MetricsServer
 from topics.names import SAMPLES
 from topics.publisher import Publisher
 from topics.scan import Partition
+from trainer.basis import adopt, published_vectors
 from trainer.bounded import run_bounded
 from trainer.checkpointing import Checkpointing
+from trainer.commands import KafkaCommands
 from trainer.errors import TrainerError
 from trainer.feed_process import FeedProcess, kafka_order
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
 from trainer.opening import open_store
 from trainer.source import retry_while_away, trainer_group
+from trainer.steering import Steering
 
 _CHECKPOINT_WAIT_SECONDS = 10.0
 """For one under way when asked to stop; what is half-made then is removed at the next start."""
@@ -128,12 +133,16 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
                 lambda: Publisher(config, bootstrap, f"{config.kafka.topic_prefix}-trainer"),
                 stop.is_set,
             )
+            _adopt_basis(config, bootstrap, store, stop)
             checkpointing = Checkpointing(config, store)
+            commands = KafkaCommands(config, bootstrap, Steering.stored_offset(store))
             loop = Loop(
                 config,
                 store,
                 sink=publisher,
                 published=publisher.published,
+                commands=commands,
+                read_old=partial(read_old_version, config, bootstrap),
                 after_commit=checkpointing.after_commit,
             )
             order = kafka_order(
@@ -156,10 +165,30 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
             finally:
                 checkpointing.wait(_CHECKPOINT_WAIT_SECONDS)
                 lag.close()
+                commands.close()
                 source.close()
                 publisher.close()
         finally:
             server.close()
+
+
+def _adopt_basis(
+    config: Config, bootstrap: str, store: EmbeddingStore, stop: threading.Event
+) -> None:
+    """Begin in the basis of another stack's vectors, where the config names one."""
+    publish = config.publish
+    if publish.basis != "anchored" or not publish.basis_from or store.commit_id > 0:
+        return
+    kafka = config.kafka.model_copy(update={"topic_prefix": publish.basis_from})
+    other = config.model_copy(update={"kafka": kafka})
+    adopt(
+        store,
+        retry_while_away(
+            f"reading the vectors of {publish.basis_from}",
+            lambda: published_vectors(other, bootstrap),
+            stop.is_set,
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ not thousands of Python ones. They stay open over commits until there are too ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -197,6 +197,12 @@ class Entities:
         if len(keys) > OPEN_MAX:
             self._forget()
         self._batch_of[:] = NEVER
+
+    def everything(self) -> Iterator[tuple[EntityKey, bool]]:
+        """(key, whether it has a CR) of every entity, as last staged; those that changed since are
+        touched anyway."""
+        for key, raw in self._store.scan(SPACE):
+            yield key, bool(np.frombuffer(raw, _HEAD, 1)[0]["cross_count"])
 
     def of_rows(self, row_keys: Sequence[int]) -> list[EntityKey]:
         """The entities whose rows have these keys; rows of none are passed over."""

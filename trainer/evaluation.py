@@ -99,6 +99,10 @@ class Sums:
         return sums
 
 
+NOBODY = 0
+"""In place of a forgotten user's hash."""
+
+
 class Evaluation:
     """Pending predictions and mergeable sums over one store."""
 
@@ -164,6 +168,11 @@ class Evaluation:
         whole = np.frombuffer(b"".join(raw or b"" for raw in raws), "<f4")
         return whole.reshape(len(impressions), len(self._tasks)).astype(np.float32)
 
+    def drop(self, impressions: Sequence[bytes]) -> None:
+        """Forget predictions that wait, where there are any."""
+        for impression in impressions:
+            self._store.delete(self._pending, impression)
+
     def score(
         self,
         logits: F32,
@@ -220,6 +229,22 @@ class Evaluation:
             oldest, count = self._kept.popleft()
             self._kept_samples -= count
             self._store.delete(self._scores, oldest)
+
+    def forget_user(self, user: bytes) -> int:
+        """What was scored of the user is nobody's from now on; how many predictions that were."""
+        code, many = xxhash.xxh3_64_intdigest(user), 0
+        for key, raw in list(self._store.scan(self._scores)):
+            entries = np.frombuffer(raw, self._entry).copy()
+            own = entries["user"] == code
+            if own.any():
+                many += int(own.sum())
+                entries["user"][own] = NOBODY
+                self._store.put(self._scores, key, entries.tobytes())
+        for entries in self._entries:
+            own = entries["user"] == code
+            many += int(own.sum())
+            entries["user"][own] = NOBODY
+        return many
 
     def totals(self) -> dict[str, dict[str, float | int | None]]:
         """task -> auc, ne, pcoc, samples, positives over everything scored so far."""

@@ -34,23 +34,25 @@ import structlog
 
 from embedding_store.store import EmbeddingStore, PendingCommit
 from settings.config import Config
-from topics.manifest import Manifest, TaskEvaluation
+from topics.manifest import Manifest
 from trainer import metrics
 from trainer.arms import Arms
 from trainer.aside import Aside
 from trainer.batch import CORRECTION, F32, FINAL, I64, STATE_NAMES, Batch
+from trainer.commands import Commands
+from trainer.cutting import Cutting
 from trainer.drift import DriftMonitor
 from trainer.durable import recover_state, stage_state
 from trainer.evaluation import Evaluation
 from trainer.expiring import Expiring
 from trainer.feed import PortionSource
+from trainer.forgetting import Forgetting
 from trainer.loss import loss_name, reads
-from trainer.outbox import Outbox
 from trainer.portion import Portion
 from trainer.publication import Publication, Version, VersionSink
-from trainer.relearning import Numbering
 from trainer.representation import Representations
 from trainer.slots import plan_slots
+from trainer.steering import ReadOld, Steering
 from trainer.step import Learner
 
 Mask = npt.NDArray[np.bool_]
@@ -78,16 +80,19 @@ class Loop:
         *,
         sink: VersionSink | None,
         published: Mapping[int, Manifest] | None = None,
+        commands: Commands | None = None,
+        read_old: ReadOld | None = None,
         after_commit: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Recover the last commit's state. `sink` None = a run that publishes nothing.
 
         `published` are the manifests that the topic has, by version: a store that was restored is
-        behind them (see `trainer.relearning`). `after_commit` is called between two steps, while no
+        behind them (see `trainer.relearning`). `commands` are an operator's, and `read_old` finds
+        what a rollback publishes again. `after_commit` is called between two steps, while no
         commit is under way.
 
-        Raises StateMismatch, and ConfigError for an unknown model.
+        Raises StateMismatch, and ConfigError for an unknown model or a gate that nobody watches.
         """
         self._config = config
         self._store = store
@@ -105,11 +110,23 @@ class Loop:
         )
         self.arms = Arms(store, config, self.plan) if config.evaluation.arms else None
         self.drifts = _monitor(store, self.plan.tasks)
-        self._representations = Representations(store, self.learner, config.publish)
+        self._representations = Representations(
+            store, self.learner, config.publish, by_count=config.trainer.cut_by == "count"
+        )
         self._expiring = Expiring(config, store, self._representations, self.progress)
-        self._outbox = Outbox(store)
-        self._numbering = Numbering(published or {}, cut_by=config.trainer.cut_by)
+        self._steering = Steering(store, commands, read_old)
+        self._cutting = Cutting(
+            config,
+            store,
+            self._representations,
+            self._steering,
+            progress=self.progress,
+            evaluation=self.evaluation,
+            drifts=self.drifts,
+            published=published or {},
+        )
         self._after_commit = after_commit
+        self._forgetting = Forgetting(store, self._representations, self.evaluation, self._cutting)
         self._publication: Publication | None = None
         self._dirty = False
         self._marked = False
@@ -128,13 +145,15 @@ class Loop:
             while not stopping():
                 portion, ahead = ahead, None
                 if portion is None:
-                    portion = source.take(lambda: stopping() or self._commit_is_durable())
+                    portion = source.take(
+                        lambda: stopping() or self._commit_is_durable() or self._has_news()
+                    )
                 if portion is not None:
                     ahead = source.take_ready(stopping)
                     self._learn(portion, ahead)
                 if self._commit_is_durable():
                     self._finish_commit(source)
-                if self._cut_is_due():
+                if self._cut_is_due() or self._has_news():
                     self._commit(source)
                 if portion is None and source.at_end:
                     break
@@ -144,6 +163,7 @@ class Loop:
             self._finish_publication()
         finally:
             self._aside.close()
+            self._steering.close()
             if self._publication is not None:
                 self._publication.close()
             if self.arms is not None:
@@ -154,8 +174,9 @@ class Loop:
     def _learn(self, portion: Portion, ahead: Portion | None) -> None:
         started = time.perf_counter()
         self._note(portion)
-        if portion.batch is not None:
-            self._learn_batch(portion.batch, ahead.batch if ahead is not None else None)
+        samples = None if portion.batch is None else self._forgetting.without(portion.batch)
+        if samples is not None:
+            self._learn_batch(samples, ahead.batch if ahead is not None else None)
         self.progress.step += 1
         self._dirty = True
         metrics.STEPS.inc()
@@ -267,6 +288,7 @@ class Loop:
         started = time.perf_counter()
         self._aside.finish()
         self._mark_published()
+        self._obey()
         self._expiring.before_commit()
         version = self._cut_version()
         self._watch_drift()
@@ -275,6 +297,7 @@ class Loop:
             self.arms.stage()
             metrics.observe_arms(self.arms.totals())
         self._representations.stage()
+        self._steering.stage()
         stage_state(self._store, self.learner, self.progress)
         offsets = {topic: dict(ends) for topic, ends in self.progress.offsets.items()}
         self._committing = _Commit(self._store.commit_begin(), started, offsets, version)
@@ -316,54 +339,25 @@ class Loop:
 
     def _cut_version(self) -> Version | None:
         """The version of this commit, put into the outbox; None if none is due."""
-        totals = self.evaluation.totals()
-        metrics.observe_progressive(totals, "all")
+        metrics.observe_progressive(self.evaluation.totals(), "all")
         metrics.observe_progressive(self.evaluation.latest(), "latest")
         if self._sink is None:
             self._representations.forget_touched()
             return None
-        if not self._representations.any_touched:
-            return None
-        progress = self.progress
-        progress.commits_since_version += 1
-        if progress.commits_since_version < self._config.publish.every_commits:
-            return None
-        progress.commits_since_version = 0
-        progress.version, readable = self._numbering.next(progress)
-        cut = self._representations.cut(progress.version, progress.step)
-        manifest = Manifest(
-            version=progress.version,
-            step=progress.step,
-            created_ms=self._created_ms(),
-            event_ms=progress.now_ms,
-            watermark_ms=progress.watermark_ms,
-            counts=cut.counts,
-            source_offsets={
-                topic: dict(sorted(offsets.items()))
-                for topic, offsets in sorted(progress.offsets.items())
-            },
-            evaluation={
-                task: TaskEvaluation(
-                    auc=report["auc"],
-                    ne=report["ne"],
-                    pcoc=report["pcoc"],
-                    drifted_ms=None if self.drifts is None else self.drifts.newest(task),
-                    samples=int(report["samples"] or 0),
-                    positives=int(report["positives"] or 0),
-                )
-                for task, report in totals.items()
-            },
-        )
-        if readable:  # relearnt: it was published before the store was restored
-            return None
-        self._outbox.stage(cut.records, manifest)
-        return Version(cut.records, manifest, cut.produced_ms)
+        return self._cutting.cut()
 
-    def _created_ms(self) -> int:
-        """By count, bytes must not depend on when they were made: the newest event's arrival."""
-        if self._config.trainer.cut_by == "count":
-            return self.progress.produced_ms
-        return int(time.time() * 1000)
+    def _obey(self) -> None:
+        for command in self._steering.obey():
+            if command.verb == "refresh":
+                self._representations.touch_everything()
+            elif command.verb == "forget" and command.user_id is not None:
+                self._forgetting.forget(command)
+
+    def _has_news(self) -> bool:
+        """Whether an operator's word waits for a commit."""
+        if self._steering.waits_for_content:
+            self._mark_published()
+        return self._steering.news(self._cutting.is_drained)
 
     def _publish(self, version: Version) -> None:
         if self._publication is not None:
@@ -372,12 +366,8 @@ class Loop:
 
     def _publish_pending(self) -> None:
         """What the store's last commits left in the outbox."""
-        for records, manifest in self._outbox.pending():
-            if self._numbering.is_superseded(manifest.version):
-                self._outbox.mark_done(manifest.version)  # readers are ahead of it
-                self._marked = True
-            else:
-                self._publish(Version(records, manifest))
+        for version in self._cutting.pending():
+            self._publish(version)
 
     def _finish_publication(self) -> None:
         """Wait for what is being sent, and commit that it was."""
@@ -390,7 +380,7 @@ class Loop:
     def _mark_published(self) -> bool:
         """Take what is readable by now out of the outbox, with the next commit; whether any was."""
         for version in self._publication.published() if self._publication is not None else ():
-            self._outbox.mark_done(version)
+            self._cutting.mark_done(version)
             self._marked = True
         return self._marked
 

@@ -61,6 +61,14 @@ VECTORS = Counter("headwater_vectors_published", "Vectors published", ["kind"])
 VERSION = Gauge("headwater_version", "Newest version published")
 LAST_EVENT = Gauge("headwater_last_event_timestamp_seconds", "Newest event time learnt from")
 LAST_PUBLISH = Gauge("headwater_last_publish_timestamp_seconds", "Wall time of the last version")
+HELD = Gauge("headwater_publication_held", "1 while nothing new is published, by cause", ["cause"])
+HOLDS = Counter("headwater_publication_holds", "Times that the gate has closed")
+ROLLBACKS = Counter("headwater_rollbacks", "Old versions published again")
+COMMANDS = Counter("headwater_commands", "Commands of an operator obeyed", ["verb"])
+FORGOTTEN = Counter("headwater_users_forgotten", "Users removed from store and topics")
+SUPPRESSED = Counter(
+    "headwater_samples_suppressed", "Samples of forgotten users from before, passed over"
+)
 NE = Gauge("headwater_progressive_ne", "Progressive normalised entropy", ["task", "window"])
 AUC = Gauge("headwater_progressive_auc", "Progressive AUC", ["task", "window"])
 PCOC = Gauge(

@@ -42,6 +42,10 @@ class Outbox:
         entries = [_decoder.decode(raw) for _, raw in self._store.scan(SPACE)]
         return [(list(e.records), decode_manifest(e.manifest)) for e in entries]
 
+    def is_empty(self) -> bool:
+        """Whether every version is marked done."""
+        return next(iter(self._store.scan(SPACE)), None) is None
+
     def mark_done(self, version: int) -> None:
         """The version is readable in Kafka. Durable with the next commit; till then a restart
         publishes it once more, which readers fold away."""

@@ -7,29 +7,35 @@ with the activation of its prediction (so never with its own label), and normali
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
+from itertools import compress
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from embedding_store.store import EmbeddingStore
-from settings.config import PublishConfig
-from topics.names import Kind, representation_topic
+from settings.publishing import PublishConfig
+from topics.names import KINDS, Kind, representation_topic
 from topics.publisher import Record
 from topics.representation import Representation, encode
 from topics.vector_encoding import VectorDtype
+from trainer.backlog import Backlog, entity_of
+from trainer.basis import Basis
 from trainer.batch import F32, I64, Batch
 from trainer.entities import NEVER, Entities, EntityKey
 from trainer.packed import PackedRows, unpack_rows
 from trainer.slots import Side
 from trainer.step import Learner
+from trainer.sweep import RefreshSweep
 
 TOWER_SIDES: tuple[Side, Side] = ("user", "item")
 _SPACE = "touched"
 _NORM_EPSILON = 1e-5
 
+_TOWER_TIMES = ("event_ms", "produced_ms")
 _Times = tuple[int, int]
 """Event time and produce time of the newest event."""
 _Gone = tuple[EntityKey, int, int]
@@ -46,6 +52,10 @@ class Cut:
     published; the others say nothing about freshness."""
 
 
+def _is_of(kind: Kind, key: EntityKey) -> bool:
+    return key.startswith(kind.encode() + b":")
+
+
 def normalise(vectors: F32) -> F32:
     """LayerNorm without affine over the last axis of [N, C]: what of a CR aggregate is published.
 
@@ -60,13 +70,27 @@ def normalise(vectors: F32) -> F32:
 class Representations:
     """Tracks touched entities and cuts versions. Changes are durable with the next commit."""
 
-    def __init__(self, store: EmbeddingStore, learner: Learner, publish: PublishConfig) -> None:
+    def __init__(
+        self,
+        store: EmbeddingStore,
+        learner: Learner,
+        publish: PublishConfig,
+        *,
+        by_count: bool = False,
+    ) -> None:
         self._store = store
         self._dtype: VectorDtype = publish.dtype
         self._learner = learner
         self._half_life_ms = publish.cross_half_life
         self._towers = learner.model.tower_dims
         self._entities = Entities(store, learner.model.cross_dim)
+        self._backlog: Backlog | None = None
+        if publish.vectors_max is not None:
+            self._backlog = Backlog(store, publish.vectors_max)
+        self._sweep: RefreshSweep | None = None
+        if publish.age_max is not None:
+            self._sweep = RefreshSweep(store, self._entities, publish.age_max, by_count=by_count)
+        self._basis = Basis(store) if publish.basis == "anchored" else None
         self._touched: set[EntityKey] = set()
         self._crossed: set[EntityKey] = set()
         for name, touched in ((b"tower", self._touched), (b"cross", self._crossed)):
@@ -95,8 +119,43 @@ class Representations:
             if tower[0] != NEVER:
                 self._gone[key] = tower
         self._entities.remove(keys)
+        if self._backlog is not None:
+            self._backlog.retire(keys)
         self._touched.difference_update(keys)
         self._crossed.difference_update(keys)
+
+    def retouch(self, published: Sequence[tuple[Kind, bytes]]) -> None:
+        """Have what is held now of these (kind, record key) written anew; a tombstone for what is
+        held no more."""
+        if not published:
+            return
+        keys = [key if kind == "cross" else kind.encode() + b":" + key for kind, key in published]
+        head = self._entities.head[self._entities.open(keys)]
+        for (kind, _), key, own in zip(published, keys, head, strict=True):
+            if own["event_ms"] == NEVER or (kind == "cross" and not own["cross_count"]):
+                self._gone.setdefault(key, (0, 0))
+            elif kind == "cross":
+                self._crossed.add(key)
+            else:
+                self._touched.add(key)
+
+    def touch_everything(self) -> None:
+        """Have the vectors of every entity written anew, with the next version."""
+        for key, has_cross in self._entities.everything():
+            if self._has_tower(key):
+                self._touched.add(key)
+            if has_cross:
+                self._crossed.add(key)
+
+    def forget_user(self, user: bytes) -> tuple[bool, list[Kind]]:
+        """Forget a user's record at once; (whether there was one, the kinds that need a tombstone,
+        which the caller writes)."""
+        key = b"user:" + user
+        known = bool(self._entities.head["event_ms"][self._entities.open([key])[0]] != NEVER)
+        self.retire([key])
+        self._gone.pop(key, None)
+        kinds: list[Kind] = ["user"] if "user" in self._towers else []
+        return known, [*kinds, "cross"] if self._learner.model.cross_dim else kinds
 
     def unseen_since(self, keys: Sequence[EntityKey], event_ms: int) -> list[EntityKey]:
         """Those of `keys` whose newest event is older than `event_ms`."""
@@ -123,29 +182,49 @@ class Representations:
                 cross=cross,
                 half_life_ms=self._half_life_ms,
             )
+            if self._backlog is not None:
+                self._backlog.note(keys)
             if side in self._towers:
                 self._touched.update(keys)
             if cross is not None:
                 self._crossed.update(keys[b] for b in np.flatnonzero(first).tolist())
 
-    def cut(self, version: int, step: int) -> Cut:
-        """The records of `version` from the state as it is now, in order of kind and id; what was
-        touched is forgotten."""
+    def cut(self, version: int, step: int, now_ms: int) -> Cut:
+        """The records of `version` from the state as it is now, in order of kind and id; what goes
+        with it is touched no more. `now_ms`: event time, for the sweep."""
         cut = Cut([], {"user": 0, "item": 0, "cross": 0, "tombstones": 0}, {})
-        for representation in self._cut(version, step):
+        touched, crossed = self._touched, self._crossed
+        if self._backlog is not None:
+            touched, crossed = self._backlog.candidates(touched, crossed)
+        forced = self._sweep.due(now_ms) if self._sweep is not None else []
+        if forced:
+            touched = touched | {key for key, _ in forced if self._has_tower(key)}
+            crossed = crossed | {key for key, has_cross in forced if has_cross}
+        made = list(self._cut(version, step, touched, crossed))
+        waiting: set[tuple[bool, EntityKey]] = set()
+        if self._backlog is not None:
+            waiting = {(one.kind == "cross", entity_of(one)) for one in made}
+            made = self._backlog.choose(made, {key for key, _ in forced})
+        of_kind: dict[Kind, list[EntityKey]] = {"user": [], "item": [], "cross": []}
+        for representation in made:
             key, value, headers = encode(representation, self._dtype)
-            topic = representation_topic(representation.kind)
-            cut.records.append((topic, key, value, headers))
+            cut.records.append((representation_topic(representation.kind), key, value, headers))
             cut.counts[representation.kind] += 1
+            of_kind[representation.kind].append(entity_of(representation))
+            waiting.discard((representation.kind == "cross", of_kind[representation.kind][-1]))
         self._bury(cut, version, step)
-        for side in TOWER_SIDES:
-            keys = sorted(key for key in self._touched if key.startswith(side.encode()))
-            kind: Kind = "user" if side == "user" else "item"
-            self._note_published(cut, kind, keys, "produced_ms", "published_ms")
-        crossed = sorted(self._crossed)
-        self._note_published(cut, "cross", crossed, "cross_produced_ms", "cross_published_ms")
-        self.forget_touched()
+        for kind, keys in of_kind.items():
+            names = ("cross_produced_ms", "cross_published_ms")
+            self._note_published(
+                cut, kind, keys, *(names if kind == "cross" else ("produced_ms", "published_ms"))
+            )
+        self._touched -= {k for k in touched if (False, k) not in waiting}
+        self._crossed -= {k for k in crossed if (True, k) not in waiting}
+        self._gone.clear()
         return cut
+
+    def _has_tower(self, key: EntityKey) -> bool:
+        return key.partition(b":")[0].decode() in self._towers
 
     def _bury(self, cut: Cut, version: int, step: int) -> None:
         """Tombstones of the retired, unless they came back and have a vector in this version."""
@@ -193,6 +272,9 @@ class Representations:
     def stage(self) -> None:
         """Stage entities and what stays touched for the next commit."""
         self._entities.stage()
+        for part in (self._backlog, self._sweep, self._basis):
+            if part is not None:
+                part.stage()
         for name, touched in ((b"tower", self._touched), (b"cross", self._crossed)):
             if touched:
                 self._store.put(_SPACE, name, msgspec.msgpack.encode(sorted(touched)))
@@ -204,29 +286,39 @@ class Representations:
         else:
             self._store.delete(_SPACE, b"gone")
 
-    def _cut(self, version: int, step: int) -> Iterator[Representation]:
-        for side in TOWER_SIDES:
-            kind: Kind = "user" if side == "user" else "item"
-            keys = sorted(key for key in self._touched if key.startswith(side.encode()))
-            numbers = self._entities.open(keys)
-            packed = self._entities.packed(numbers)
-            present = [i for i, features in enumerate(packed) if features]
-            if not present:
+    def _cut(
+        self, version: int, step: int, touched: Set[EntityKey], crossed: Set[EntityKey]
+    ) -> Iterator[Representation]:
+        for kind in KINDS:
+            own = crossed if kind == "cross" else {k for k in touched if _is_of(kind, k)}
+            if not own:
                 continue
-            rows = unpack_rows([packed[i] for i in present], self._learner.plan.sides[side])
-            yield from self._records(
-                kind,
-                [keys[i].partition(b":")[2] for i in present],
-                self._learner.represent(side, rows),
-                self._times(numbers[present], "event_ms", "produced_ms"),
-                (version, step),
-            )
-        crossed = sorted(self._crossed)
-        if crossed:
-            numbers = self._entities.open(crossed)
-            vectors = normalise(self._entities.cross[numbers])
-            times = self._times(numbers, "cross_event_ms", "cross_produced_ms")
-            yield from self._records("cross", crossed, vectors, times, (version, step))
+            if self._basis is not None:
+                self._basis.fit(kind, sorted(own), partial(self._vectors, kind))
+            keys, vectors = self._vectors(kind, sorted(own))
+            if not keys:
+                continue
+            if self._basis is not None:
+                vectors = self._basis.turned(kind, vectors)
+            numbers = self._entities.open(keys)
+            names = ("cross_event_ms", "cross_produced_ms")
+            times = self._times(numbers, *(names if kind == "cross" else _TOWER_TIMES))
+            ids = keys if kind == "cross" else [key.partition(b":")[2] for key in keys]
+            yield from self._records(kind, ids, vectors, times, (version, step))
+
+    def _vectors(self, kind: Kind, keys: Sequence[EntityKey]) -> tuple[list[EntityKey], F32]:
+        """Those of `keys` that have a vector of `kind`, and their vectors [N, D] as of now."""
+        numbers = self._entities.open(keys)
+        if kind == "cross":
+            has_cross = self._entities.head["cross_count"][numbers] > 0
+            found = list(compress(keys, has_cross.tolist()))
+            return found, normalise(self._entities.cross[numbers[has_cross]])
+        packed = self._entities.packed(numbers)
+        present = [i for i, features in enumerate(packed) if features]
+        if not present:
+            return [], np.zeros((0, 0), np.float32)
+        rows = unpack_rows([packed[i] for i in present], self._learner.plan.sides[kind])
+        return [keys[i] for i in present], self._learner.represent(kind, rows)
 
     def _times(self, numbers: I64, event: str, produced: str) -> list[tuple[int, int]]:
         """(event time, produce time) of each."""
