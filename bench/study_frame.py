@@ -50,8 +50,11 @@ class Options:
     out: Path
 
 
-def run_study(name: str, study: Callable[[Options], dict[str, Any]]) -> None:
-    """Parse, run, write `NAME.md` and `NAME.json` beside the study's plot; print the JSON."""
+def run_study(
+    name: str, study: Callable[[Options], dict[str, Any]], verb: str | None = None
+) -> None:
+    """Parse, run, write `NAME.md` and `NAME.json` beside the study's plot; print the JSON. `verb`:
+    how it is called, if not by `headwater study NAME`."""
     parser = argparse.ArgumentParser(prog=f"bench/study_{name}.py")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
@@ -62,7 +65,7 @@ def run_study(name: str, study: Callable[[Options], dict[str, Any]]) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()
     result = study(Options(given.seeds, given.quick, given.data, given.out))
-    command = f"headwater study {name} --seeds {given.seeds}"
+    command = f"{verb or f'headwater study {name}'} --seeds {given.seeds}"
     command += " --quick" if given.quick else ""
     command += " --data PATH" if given.data is not None else ""
     result = rounded(

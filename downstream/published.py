@@ -6,9 +6,9 @@ until the label has come: reading it again at training time would let it see the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -98,4 +98,48 @@ def read_published(
         age.astype(np.float32),
         (~usable).astype(np.float32),
         int((taken.found & ~usable).sum()),
+    )
+
+
+Reads = Literal["user", "item", "cross", "crosses", "towers"]
+"""What a model reads: UR, IR, the user's CR, the user's and the item's CR, or UR and IR."""
+KINDS_READ: Mapping[Reads, tuple[Kind, ...]] = {
+    "user": ("user",),
+    "item": ("item",),
+    "cross": ("cross",),
+    "crosses": ("cross", "cross"),
+    "towers": ("user", "item"),
+}
+"""The vectors side by side."""
+
+
+def read_for(
+    reader: TakesVectors,
+    reads: Reads,
+    users: Sequence[str],
+    items: Sequence[str],
+    event_ms: NDArray[np.int64],
+    *,
+    dims: Sequence[int],
+) -> PublishedRows:
+    """`read_published` of each vector that `reads` names, side by side; `dims` are their widths.
+
+    A row is missing where one of them is (its vectors are zero then); its age is the oldest's.
+    """
+    names: dict[str, Sequence[str]] = {"user": users, "item": items}
+    if reads in ("cross", "crosses"):
+        names = {side: [f"{side}:{id_}" for id_ in ids] for side, ids in names.items()}
+    sides = ("item",) if reads == "item" else ("user", "item")[: len(dims)]
+    parts = [
+        read_published(reader, kind, names[side], event_ms, dim=dim)
+        for kind, side, dim in zip(KINDS_READ[reads], sides, dims, strict=True)
+    ]
+    missing = np.maximum.reduce([part.missing for part in parts])
+    vectors = np.concatenate([part.vectors for part in parts], 1) * (1 - missing)[:, None]
+    age = np.maximum.reduce([part.age_seconds for part in parts]) * (1 - missing)
+    return PublishedRows(
+        vectors.astype(np.float32),
+        age.astype(np.float32),
+        missing,
+        sum(part.from_future for part in parts),
     )

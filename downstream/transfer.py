@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from downstream.published import Published
 
-TransferName = Literal["none", "sum", "concat", "adapter", "iim"]
+TransferName = Literal["none", "sum", "concat", "adapter", "iim", "retrieval"]
 PROJECTED = 10
 """Width of the projection beside the own fields, as in the public experiment (models.md 1.2)."""
 
@@ -80,10 +80,11 @@ class NonLinearAdapter(nn.Module):
 
 class IsomorphicInteraction(nn.Module):
     """The upstream's mix tower once more: LayerNorm, DCNv2 cross layers, then Linear + LayerNorm +
-    ReLU, over [own fields projected to the upstream's input width].
+    ReLU, over [published UR and IR | own fields projected to what is left of the input's width].
 
-    `warm_start` takes the upstream's weights (from `headwater export`); `frozen` leaves them as
-    they came. The projection in front is always the downstream's own and always learns.
+    `warm_start` takes the upstream's weights (`headwater export --weights`): the published vectors
+    stand where they stood upstream, so its layers see what they were made for. `frozen` leaves them
+    as they came. The projection of the own fields always learns.
     """
 
     def __init__(
@@ -96,10 +97,17 @@ class IsomorphicInteraction(nn.Module):
         mix_dims: Sequence[int],
         frozen: bool = False,
     ) -> None:
-        """`own` = E, `dim` = width of the published vectors set beside it; `wide`, `cross_layers`
-        and `mix_dims` are the upstream's, as its export says them."""
+        """`own` = E, `dim` = width of the published vectors; `wide`, `cross_layers` and `mix_dims`
+        are the upstream's, as its export says them. Raises ValueError unless dim < wide."""
         super().__init__()
-        self.enter = nn.Linear(own + dim + 1, wide)
+        if dim >= wide:
+            raise ValueError(
+                f"isomorphic module: expected published vectors narrower than wide={wide}, got "
+                f"{dim}: UR and IR side by side are what stands in the upstream's input"
+            )
+        self.enter = nn.Linear(own + 1, wide - dim)
+        self.turn: Tensor
+        self.register_buffer("turn", torch.eye(dim))
         self.norm = nn.LayerNorm(wide)
         self.cross = nn.ModuleList(nn.Linear(wide, wide) for _ in range(cross_layers))
         widths = [wide, *mix_dims]
@@ -117,7 +125,9 @@ class IsomorphicInteraction(nn.Module):
         return self.norm, self.cross, self.layers, self.norms
 
     def warm_start(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the upstream's `norm.*`, `cross.layers.*`, `mix.layers.*` and `mix.norms.*`.
+        """Take the upstream's `norm.*`, `cross.layers.*`, `mix.layers.*` and `mix.norms.*`, and,
+        where vectors are published in an anchored basis, `basis.user` and `basis.item`: the
+        rotations to undo.
 
         Copies: what the downstream learns never reaches the upstream. Raises ValueError naming the
         first weight that is missing or has another shape.
@@ -140,15 +150,41 @@ class IsomorphicInteraction(nn.Module):
                             "wide, cross_layers and mix_dims"
                         )
                     parameter.copy_(given)
+            if "basis.user" in weights:
+                at = 0
+                for side in ("basis.user", "basis.item"):
+                    here = slice(at, at + len(weights[side]))
+                    self.turn[here, here] = weights[side].T
+                    at = here.stop
 
     def forward(self, own: Tensor, published: Published) -> Tensor:
         """[B, E], v [B, D] -> [B, E + mix_dims[-1]]: the own fields and the own CR'."""
-        x0 = self.norm(
-            self.enter(torch.cat([own, published.vectors, published.missing.unsqueeze(1)], 1))
-        )
+        entered = self.enter(torch.cat([own, published.missing.unsqueeze(1)], 1))
+        x0 = self.norm(torch.cat([published.vectors @ self.turn, entered], 1))
         x = x0
         for layer in self.cross:
             x = x0 * layer(x) + x
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = torch.relu(norm(layer(x)))
         return torch.cat([own, x], 1)
+
+
+class RetrievalScore(nn.Module):
+    """Model level: <f(q_u), v_i> of a published user vector and item vector, nothing else. f is the
+    downstream's own linear map, the identity at first; see `downstream.retrieval` for the index."""
+
+    def __init__(self, dim: int) -> None:
+        """`dim` = width of both."""
+        super().__init__()
+        self.query = nn.Linear(dim, dim)
+        self.scale = nn.Parameter(torch.tensor(dim**-0.5))
+        with torch.no_grad():
+            self.query.weight.copy_(torch.eye(dim))
+            self.query.bias.zero_()
+
+    def forward(self, published: Published) -> Tensor:
+        """[q | v] [B, 2 * dim] -> scores [B]; 0 where one of them is missing."""
+        user, item = published.vectors.chunk(2, 1)
+        score = (self.query(user) * item).sum(1) * self.scale
+        present: Tensor = score * (1.0 - published.missing)
+        return present

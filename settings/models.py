@@ -177,7 +177,8 @@ class Lfm4AdsOptions(Section):
     """Domains of ads; samples of the others go through a content branch of their own, and CR is
     always the ad branch's. None named = one branch for all."""
     cr_layer: str = ""
-    """The layer that CR is: x0, cross1, cross2, ..., mix1, mix2, ...; "" = the last mix layer."""
+    """The layer that CR is: x0, cross1, cross2, ..., mix1, mix2, ...; "" = the last mix layer;
+    all = one after another, for `headwater transfer choose-layer`."""
 
 
 def token_count(options: RankMixerOptions, slots: int) -> int:
@@ -208,6 +209,9 @@ def _dividing(tokens: int, dim: int, where: str) -> int:
     return tokens
 
 
+ALL_LAYERS = "all"
+
+
 def cr_layers(model: Any) -> list[str]:
     """Names of the layers that LFM4Ads' CR may be."""
     cross = [f"cross{n + 1}" for n in range(model.cross_layers)]
@@ -231,7 +235,8 @@ def check_model(
     for domain in model.lfm4ads.ad_domains:
         one_of("model.lfm4ads.ad_domains", domain, domains)
     if model.lfm4ads.cr_layer:
-        one_of("model.lfm4ads.cr_layer", model.lfm4ads.cr_layer, cr_layers(model))
+        layers = [*cr_layers(model), ALL_LAYERS]
+        one_of("model.lfm4ads.cr_layer", model.lfm4ads.cr_layer, layers)
     if model.name == "crossdistil" and len(kinds) < 2:
         raise ValueError("model.name: crossdistil needs two kinds")
     if model.name == "rankmixer":

@@ -12,7 +12,7 @@ from confluent_kafka import Producer
 from downstream.reader import RepresentationReader
 from downstream.scenario.fields import Fields, pack
 from downstream.scenario.learner import ScenarioLearner, area_under_curve
-from downstream.scenario.model import TRANSFERS, ScenarioModel
+from downstream.scenario.model import Shape, scenario_model
 from downstream.scenario.stream import ScenarioStream
 from downstream.table import VectorTable
 from downstream.transfer import TransferName
@@ -58,9 +58,8 @@ def learner_of(
 ) -> ScenarioLearner:
     torch.manual_seed(0)
     fields = Fields(config, buckets=512)
-    way = TRANSFERS[transfer](len(fields) * 4, dim)
-    model = ScenarioModel(len(fields), fields.buckets, way, dim=4)
-    return ScenarioLearner(model, fields, held, kind="user", dim=dim, task="click")
+    model = scenario_model(transfer, Shape(len(fields), fields.buckets, dim=4), [dim])
+    return ScenarioLearner(model, fields, held, reads="user", dims=[dim], task="click")
 
 
 def test_every_slot_is_a_field_and_a_missing_one_has_no_code() -> None:

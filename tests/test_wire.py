@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.publishing import manifest, representation
 from topics.errors import RecordInvalid, WireVersionError
-from topics.manifest import TaskEvaluation, decode_manifest, encode_manifest
+from topics.manifest import TaskEvaluation, decode_manifest, encode_manifest, manifest_key
 from topics.representation import Representation, decode, encode
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -163,3 +163,27 @@ def test_manifest_comes_back_and_refuses_a_newer_schema() -> None:
         decode_manifest(value.replace(b'"schema":1', b'"schema":2'))
     with pytest.raises(RecordInvalid, match="not a manifest"):
         decode_manifest(value[:-5])
+
+
+def test_golden_bytes_of_every_encoding_and_of_a_forgotten_users_tombstone() -> None:
+    cases = json.loads((GOLDEN / "representation_v1_encodings.json").read_text(encoding="utf-8"))
+    for case in cases:
+        headers = [(name, text.encode()) for name, text in case["headers"].items()]
+        value = None if case["value_hex"] is None else bytes.fromhex(case["value_hex"])
+        read = decode(bytes.fromhex(case["key_hex"]), value, headers, kind=case["kind"])
+        assert read.id == case["id"]
+        if case["vector"] is None:
+            assert read.vector is None and dict(headers)["hw_forgotten"] == b"1"
+            continue
+        assert read.vector is not None
+        error = np.abs(read.vector - np.asarray(case["vector"], np.float32)).max()
+        assert error <= (0.012 if case["dtype"] == "int8" else 0.0)
+        again = msgspec.structs.replace(read, vector=np.asarray(case["vector"], np.float32))
+        assert encode(again, case["dtype"]) == (bytes.fromhex(case["key_hex"]), value, headers)
+
+
+def test_golden_bytes_of_a_manifest() -> None:
+    golden = json.loads((GOLDEN / "manifest_v1.json").read_text(encoding="utf-8"))
+    read = decode_manifest(golden["value"].encode())
+    assert manifest_key(read.version) == golden["key"].encode()
+    assert encode_manifest(read) == golden["value"].encode()

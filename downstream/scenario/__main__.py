@@ -18,17 +18,19 @@ from pathlib import Path
 import structlog
 import torch
 
+from downstream.pretrained import load_mix_tower
+from downstream.published import KINDS_READ, Reads
 from downstream.reader import RepresentationReader
 from downstream.scenario.fields import Fields
 from downstream.scenario.learner import ScenarioLearner
-from downstream.scenario.model import TRANSFERS, ScenarioModel
+from downstream.scenario.model import READS, TRANSFERS, Shape, scenario_model
 from downstream.scenario.stream import ScenarioStream
+from downstream.transfer import TransferName
 from settings.load import ConfigError, load_config
 from topics.errors import TopicError
 from topics.names import Kind
 
 _log = structlog.get_logger()
-_EMBEDDING_DIM = 8
 _WIDTH_WAIT_SECONDS = 120.0
 
 
@@ -51,21 +53,21 @@ def main() -> int:
     torch.set_num_threads(1)
     bootstrap = arguments.bootstrap or config.kafka.bootstrap
     try:
-        with RepresentationReader(config, bootstrap, (arguments.kind,)) as reader:
-            dim = _published_width(reader, arguments.kind, stopping)
+        transfer: TransferName = arguments.transfer
+        reads: Reads = arguments.reads or READS[transfer]
+        tower = None if arguments.pretrained is None else load_mix_tower(arguments.pretrained)
+        with RepresentationReader(config, bootstrap, tuple(set(KINDS_READ[reads]))) as reader:
+            dims = [_published_width(reader, kind, stopping) for kind in KINDS_READ[reads]]
             fields = Fields(config)
-            own = len(fields) * _EMBEDDING_DIM
-            transfer = TRANSFERS[arguments.transfer](own, dim)
-            model = ScenarioModel(len(fields), fields.buckets, transfer, dim=_EMBEDDING_DIM)
-            learner = ScenarioLearner(
-                model, fields, reader, kind=arguments.kind, dim=dim, task=task
-            )
+            shape = Shape(len(fields), fields.buckets)
+            model = scenario_model(transfer, shape, dims, tower=tower, frozen=arguments.frozen)
+            learner = ScenarioLearner(model, fields, reader, reads=reads, dims=dims, task=task)
             stream = ScenarioStream(config, bootstrap, learner, domain=arguments.domain, task=task)
-            _log.info("scenario_ready", transfer=arguments.transfer, kind=arguments.kind, dim=dim)
+            _log.info("scenario_ready", transfer=transfer, reads=reads, dims=dims)
             ends = time.monotonic() + (arguments.seconds or float("inf"))
             stream.run(lambda: stopping.is_set() or time.monotonic() > ends)
             stream.close()
-    except (TopicError, TimeoutError, ValueError) as error:
+    except (TopicError, TimeoutError, ValueError, FileNotFoundError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     report = {"domain": arguments.domain, "task": task, "transfer": arguments.transfer}
@@ -90,8 +92,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bootstrap", default="", help="host:port; else kafka.bootstrap's")
     parser.add_argument("--domain", default="", help="serve this domain only; default all")
     parser.add_argument("--task", default="", help="conversion kind to predict; default the first")
-    parser.add_argument("--kind", choices=("user", "item", "cross"), default="cross")
-    parser.add_argument("--transfer", choices=tuple(TRANSFERS), default="adapter")
+    parser.add_argument("--transfer", choices=TRANSFERS, default="adapter")
+    parser.add_argument(
+        "--reads", choices=tuple(KINDS_READ), help="vectors; default what --transfer is made for"
+    )
+    parser.add_argument(
+        "--pretrained", type=Path, metavar="DIR", help="iim: of `headwater export DIR --weights`"
+    )
+    parser.add_argument("--frozen", action="store_true", help="iim: the upstream's layers stay")
     parser.add_argument("--seconds", type=float, default=0, help="0 = until SIGTERM")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

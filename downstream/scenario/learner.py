@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional
 
-from downstream.published import PublishedRows, TakesVectors, read_published
+from downstream.published import PublishedRows, Reads, TakesVectors, read_for
 from downstream.scenario.fields import Fields, pack
-from downstream.scenario.model import ScenarioModel
 from topics.impression import Impression
-from topics.names import Kind
 
 PENDING_MAX = 200_000
 """Impressions that wait for their label; beyond it the oldest are given up, and counted."""
@@ -53,25 +52,26 @@ class ScenarioLearner:
 
     def __init__(
         self,
-        model: ScenarioModel,
+        model: nn.Module,
         fields: Fields,
         reader: TakesVectors,
         *,
-        kind: Kind,
-        dim: int,
+        reads: Reads,
+        dims: Sequence[int],
         task: str,
         lr: float = 0.05,
     ) -> None:
-        """`kind` "user" or "item" reads UR or IR; "cross" the user's CR aggregate."""
+        """`dims`: widths of the vectors that `reads` names."""
         self._model, self._fields, self._reader = model, fields, reader
-        self._kind: Kind = kind
-        self._dim, self._task = dim, task
+        self._reads: Reads = reads
+        self._dims, self._task = tuple(dims), task
         learning = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adagrad(learning, lr=lr)
         self._pending: dict[str, _Served] = {}
         self._logits: list[float] = []
         self._labels: list[int] = []
         self._missing = self._from_future = self._given_up = 0
+        self._frozen = False
 
     def serve(self, impressions: Sequence[Impression]) -> NDArray[np.float32]:
         """Logits `[B]` for impressions as they come; kept until their labels do."""
@@ -79,8 +79,13 @@ class ScenarioLearner:
             return np.zeros(0, np.float32)
         codes = [self._fields.codes(i) for i in impressions]
         event_ms = np.asarray([i.event_ms for i in impressions], np.int64)
-        published = read_published(
-            self._reader, self._kind, self._names(impressions), event_ms, dim=self._dim
+        published = read_for(
+            self._reader,
+            self._reads,
+            [i.user_id for i in impressions],
+            [i.item_id for i in impressions],
+            event_ms,
+            dims=self._dims,
         )
         self._from_future += published.from_future
         with torch.no_grad():
@@ -113,6 +118,8 @@ class ScenarioLearner:
         self._logits += [s.logit for s in rows]
         self._labels += [y for _, y in served]
         self._missing += int(published.missing.sum())
+        if self._frozen:
+            return len(served)
         target = torch.tensor([float(y) for _, y in served])
         logits = self._model(pack([s.codes for s in rows]), published.tensors())
         loss = functional.binary_cross_entropy_with_logits(logits, target)
@@ -121,9 +128,21 @@ class ScenarioLearner:
         self._optimizer.step()
         return len(served)
 
+    def freeze(self) -> None:
+        """Learn no more; go on serving and scoring."""
+        self._frozen = True
+
+    def read_from(self, reader: TakesVectors) -> None:
+        """Serve with another reader's vectors from now on."""
+        self._reader = reader
+
+    def scored(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """(logits as served, labels) `[N]` of everything scored so far, in order."""
+        return np.asarray(self._logits, np.float64), np.asarray(self._labels, np.int64)
+
     def report(self) -> ScenarioReport:
         """What was scored so far."""
-        labels, logits = np.asarray(self._labels), np.asarray(self._logits)
+        logits, labels = self.scored()
         many = len(labels)
         positives = int(labels.sum())
         return ScenarioReport(
@@ -135,13 +154,6 @@ class ScenarioLearner:
             from_future=self._from_future,
             given_up=self._given_up,
         )
-
-    def _names(self, impressions: Sequence[Impression]) -> list[str]:
-        if self._kind == "item":
-            return [i.item_id for i in impressions]
-        if self._kind == "user":
-            return [i.user_id for i in impressions]
-        return [f"user:{i.user_id}" for i in impressions]
 
 
 def area_under_curve(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:

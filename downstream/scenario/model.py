@@ -2,37 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from downstream.published import Published
+from downstream.pretrained import MixTower
+from downstream.published import Published, Reads
 from downstream.scenario.fields import FieldRows
-from downstream.transfer import LinearConcat, NonLinearAdapter, NoTransfer, TransferName
+from downstream.transfer import (
+    IsomorphicInteraction,
+    LinearConcat,
+    NonLinearAdapter,
+    NoTransfer,
+    RetrievalScore,
+    TransferName,
+)
 
 LOGIT_AT_START = -2.0
 HIDDEN = (32, 16)
 
-TRANSFERS: dict[TransferName, Callable[[int, int], nn.Module]] = {
+READS: Mapping[TransferName, Reads] = {
+    "none": "user",
+    "sum": "user",
+    "concat": "crosses",
+    "adapter": "crosses",
+    "iim": "towers",
+    "retrieval": "towers",
+}
+"""What each way of transfer reads. `sum` and `concat` are one module: SUM has the user's UR."""
+_FEATURE_LEVEL: Mapping[TransferName, Callable[[int, int], nn.Module]] = {
     "none": lambda own, _: NoTransfer(own),
     "sum": LinearConcat,
     "concat": LinearConcat,
     "adapter": NonLinearAdapter,
 }
-"""Feature-level ways by name: (E, D) -> module. `sum` and `concat` differ in what is published to
-them: UR for the one, a CR aggregate for the other."""
+TRANSFERS: tuple[TransferName, ...] = (*_FEATURE_LEVEL, "iim", "retrieval")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """F fields of D numbers each, over hashed codes."""
+
+    fields: int
+    buckets: int
+    dim: int = 8
+
+
+def scenario_model(
+    transfer: TransferName,
+    shape: Shape,
+    dims: Sequence[int],
+    *,
+    tower: MixTower | None = None,
+    frozen: bool = False,
+) -> nn.Module:
+    """A model of ([B, F] codes, Published) -> logits [B]; `dims` are the widths of what it reads.
+
+    `iim` takes the upstream's mix `tower`. Raises ValueError without one, and for widths that do
+    not fit.
+    """
+    own, dim = shape.fields * shape.dim, sum(dims)
+    if transfer == "retrieval":
+        return RetrievalModel(dims)
+    if transfer != "iim":
+        return ScenarioModel(shape, _FEATURE_LEVEL[transfer](own, dim))
+    if tower is None:
+        raise ValueError(
+            "transfer iim: expected the upstream's weights, got none: `headwater export DIR "
+            "--weights` writes them"
+        )
+    module = IsomorphicInteraction(
+        own,
+        dim,
+        wide=tower.wide,
+        cross_layers=tower.cross_layers,
+        mix_dims=tower.mix_dims,
+        frozen=frozen,
+    )
+    module.warm_start(tower.weights)
+    return ScenarioModel(shape, module)
 
 
 class ScenarioModel(nn.Module):
     """logit = MLP(transfer([mean of each field's embeddings], published vector)) + field biases."""
 
-    def __init__(self, fields: int, buckets: int, transfer: nn.Module, *, dim: int) -> None:
+    def __init__(self, shape: Shape, transfer: nn.Module) -> None:
         """`transfer` maps ([B, fields * dim], Published) to [B, transfer.width]."""
         super().__init__()
-        self.fields, self.dim = fields, dim
-        self.table = nn.EmbeddingBag(buckets, dim, mode="mean", include_last_offset=True)
-        self.rates = nn.EmbeddingBag(buckets, 1, mode="mean", include_last_offset=True)
+        self.fields, self.dim = shape.fields, shape.dim
+        self.table = nn.EmbeddingBag(
+            shape.buckets, shape.dim, mode="mean", include_last_offset=True
+        )
+        self.rates = nn.EmbeddingBag(shape.buckets, 1, mode="mean", include_last_offset=True)
         nn.init.normal_(self.table.weight, std=0.01)
         nn.init.zeros_(self.rates.weight)
         self.transfer = transfer
@@ -51,4 +114,22 @@ class ScenarioModel(nn.Module):
         own = self.table(codes, offsets).view(-1, self.fields * self.dim)
         first = self.rates(codes, offsets).view(-1, self.fields).sum(1)
         logits: Tensor = self.mlp(self.transfer(own, published)).squeeze(1) + first
+        return logits
+
+
+class RetrievalModel(nn.Module):
+    """Candidates by published vectors alone: no own field is read."""
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        """Raises ValueError unless user and item vectors are equally wide."""
+        super().__init__()
+        if len(set(dims)) != 1:
+            raise ValueError(f"retrieval: expected user and item vectors of one width, got {dims}")
+        self.score = RetrievalScore(dims[0])
+        self.bias = nn.Parameter(torch.tensor(LOGIT_AT_START))
+
+    def forward(self, rows: FieldRows, published: Published) -> Tensor:
+        """logits [B]"""
+        del rows
+        logits: Tensor = self.score(published) + self.bias
         return logits

@@ -24,6 +24,7 @@ from runtime.sources.world import (
     CATEGORIES,
     DEVICES,
     DOMAINS,
+    DRIFT_MS,
     FACTORS,
     KINDS,
     Shown,
@@ -62,7 +63,9 @@ class SimulatedTraffic:
         faults: bool = True,
         agreement: float = AGREEMENT,
         logit_shift: float = 0.0,
+        drift_ms: float = DRIFT_MS,
     ) -> None:
+        """`drift_ms`: event time in which a user's interests change altogether."""
         self._start_ms = start_ms
         self._seed = seed
         self._rate = rate
@@ -72,6 +75,7 @@ class SimulatedTraffic:
         self._lateness_ms = lateness_ms
         self._faults = faults
         self._agreement, self._logit_shift = agreement, logit_shift
+        self._drift_ms = drift_ms
 
     def config_values(self) -> Mapping[str, Any]:
         slots: dict[str, dict[str, Any]] = {
@@ -121,6 +125,7 @@ class SimulatedTraffic:
             self._item_arrival_ms,
             agreement=self._agreement,
             logit_shift=self._logit_shift,
+            drift_ms=self._drift_ms,
         )
         story = _Story(world)
         clock_ms = float(start_ms)

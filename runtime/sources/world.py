@@ -89,8 +89,10 @@ class World:
         *,
         agreement: float = AGREEMENT,
         logit_shift: float = 0.0,
+        drift_ms: float = DRIFT_MS,
     ) -> None:
         """`logit_shift` makes every conversion likelier or rarer."""
+        self._drift_ms = drift_ms
         self._random = random
         self._logit_shift = logit_shift
         kinds = len(KINDS)
@@ -160,7 +162,7 @@ class World:
         return 1 / (1 + np.exp(-logits))  # type: ignore[no-any-return]
 
     def _drift(self, now_ms: float) -> None:
-        share = min(1.0, (now_ms - self._drifted_ms) / DRIFT_MS)
+        share = min(1.0, (now_ms - self._drifted_ms) / self._drift_ms)
         self._drifted_ms = now_ms
         fresh = self._random.standard_normal(self._user_factors.shape)
         self._user_factors *= math.sqrt(1 - share)

@@ -50,7 +50,7 @@ def stats(
     """Rows, occurrences and ages by slot; sets; durable state by space. Reads every row."""
     from embedding_store.inspection import statistics
 
-    with _reader(directory, store, checkpoint) as reader:
+    with store_reader(directory, store, checkpoint) as reader:
         found = statistics(reader)
     if as_json:
         _print(found)
@@ -89,7 +89,7 @@ def get(
 
     if (key is None) == (slot is None or value is None):
         raise typer.BadParameter("expected --slot and --value, or --key")
-    with _reader(directory, store, checkpoint) as reader:
+    with store_reader(directory, store, checkpoint) as reader:
         if key is None:
             chosen(slot, list(reader.layout.slots), "slot")
             number = row_key(slot, value)
@@ -123,7 +123,7 @@ def scan(
     """Rows in order of key that pass every filter."""
     from embedding_store import inspection
 
-    with _reader(directory, store, checkpoint) as reader:
+    with store_reader(directory, store, checkpoint) as reader:
         wanted = _filter(reader, slot, (touched_before, touched_after), (count_min, count_max))
         for row in inspection.scan(reader, wanted, limit=limit, vectors=vectors):
             if as_json:
@@ -151,7 +151,7 @@ def export_rows(
     if not parquet.absolute().parent.is_dir() or parquet.is_dir():
         raise typer.BadParameter(f"--parquet {parquet}: expected a file in a directory that exists")
     started = time.perf_counter()
-    with _reader(directory, store, checkpoint) as reader:
+    with store_reader(directory, store, checkpoint) as reader:
         wanted = _filter(reader, slot, (touched_before, touched_after), (count_min, count_max))
         rows = export_parquet(reader, parquet, wanted)
     found = {
@@ -192,7 +192,7 @@ def expire(
             "the config's [expiry] deletes nothing: set ttl, rows_max or score_min, there or in "
             "[expiry.slots.NAME]"
         )
-    with _reader(directory, store, checkpoint) as reader:
+    with store_reader(directory, store, checkpoint) as reader:
         now_s = _newest_event_s(reader)
         sweep = Sweep(policy, reader.layout, reader.form.bytes, now_s, dry_run=True)
         while not sweep.finished:
@@ -230,7 +230,9 @@ def expire(
 
 
 @contextmanager
-def _reader(directory: Path, store: Path | None, checkpoint: str | None) -> Iterator[StoreReader]:
+def store_reader(
+    directory: Path, store: Path | None, checkpoint: str | None
+) -> Iterator[StoreReader]:
     """The store or checkpoint that the options name, open for reading."""
     from embedding_store.reading import StoreReader
 

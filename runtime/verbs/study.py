@@ -13,9 +13,9 @@ from runtime.choices import chosen
 from runtime.verbs.bench import BenchmarkFailed
 from runtime.verbs.stack import stop_on_sigterm
 
-STUDIES = ("online", "delay", "deskdrop", "kuairand", "collapse", "entangle")
+STUDIES = ("online", "delay", "transfer", "deskdrop", "kuairand", "collapse", "entangle")
 OF_LOGS = ("deskdrop", "kuairand")
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def study(
@@ -23,13 +23,30 @@ def study(
     seeds: int = typer.Option(5, "--seeds", min=1, help="Runs per arm."),
     quick: bool = typer.Option(False, "--quick", help="A small stream: proves that it runs."),
     data: Path = typer.Option(None, "--data", help="deskdrop, kuairand: where the log lies."),
-    out: Path = typer.Option(_ROOT / "docs" / "studies", "--out", help="Where the results go."),
+    out: Path = typer.Option(ROOT / "docs" / "studies", "--out", help="Where the results go."),
     as_json: bool = typer.Option(False, "--json", help="Print the result, too."),
 ) -> None:
     """Compare arms on the same stream; the table is written whatever it says."""
     stop_on_sigterm()
     chosen(name, STUDIES, "study")
-    script = _ROOT / "bench" / f"study_{name}.py"
+    run_script(f"study_{name}", name, seeds, quick=quick, out=out, show=as_json, data=data)
+
+
+def run_script(
+    script_name: str,
+    name: str,
+    seeds: int,
+    *,
+    quick: bool,
+    out: Path,
+    show: bool,
+    data: Path | None = None,
+) -> None:
+    """Run `bench/SCRIPT_NAME.py`, which writes `NAME.md`; with `show` print what it prints.
+
+    Raises BenchmarkFailed.
+    """
+    script = ROOT / "bench" / f"{script_name}.py"
     if not script.is_file():
         raise BenchmarkFailed(f"{script}: expected in a checkout of the repository; not found")
     if name in OF_LOGS and data is None:
@@ -50,8 +67,8 @@ def study(
     if process.returncode == 2:
         raise typer.Exit(2)
     if process.returncode:
-        raise BenchmarkFailed(f"study {name} ended with exit code {process.returncode}")
-    if as_json:
+        raise BenchmarkFailed(f"{name} ended with exit code {process.returncode}")
+    if show:
         typer.echo(output.decode().rstrip())
     else:
         typer.echo(f"the table is in {out / f'{name}.md'}")

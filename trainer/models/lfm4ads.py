@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from settings.config import ModelConfig
-from settings.models import cr_layers
+from settings.models import ALL_LAYERS, cr_layers
 from trainer.encoder import attend
 from trainer.models.model import Model, Output, Rows
 from trainer.parts.head import Heads
@@ -62,10 +62,15 @@ class Lfm4Ads(Model):
 
     @property
     def cross_dim(self) -> int:
-        """CR is as wide as the layer it is taken from."""
-        if not self.layer.startswith("mix"):
+        """CR is as wide as the layer it is taken from, or as all of them side by side."""
+        if self.layer == ALL_LAYERS:
+            return sum(map(self._width, self.layers))
+        return self._width(self.layer)
+
+    def _width(self, layer: str) -> int:
+        if not layer.startswith("mix"):
             return self.wide
-        linear = self.mix.layers[int(self.layer.removeprefix("mix")) - 1]
+        linear = self.mix.layers[int(layer.removeprefix("mix")) - 1]
         assert isinstance(linear, nn.Linear)
         return linear.out_features
 
@@ -95,6 +100,8 @@ class Lfm4Ads(Model):
         if self.content is not None:
             is_ad = self.is_ad[batch.domain].unsqueeze(1)
             last = torch.where(is_ad, last, self.content(crossed[-1]))
+        if self.layer == ALL_LAYERS:
+            candidates[ALL_LAYERS] = torch.cat(list(candidates.values()), 1)
         cr = self.tap("cr", candidates[self.layer])
         first = self.first_order({SHARED: torch.cat([encoded[side] for side in SIDES], 1)})
         logits = self.heads(last, batch.domain) + first
