@@ -66,9 +66,12 @@ class RetrievalIndex:
             self._index.add(labels, vectors)
 
     def remove(self, ids: Sequence[str]) -> None:
-        """Forget items; unknown ones are fine."""
+        """Forget items, their ids too; unknown ones are fine."""
         with self._guard:
-            labels = np.asarray([self._labels[i] for i in ids if i in self._labels], np.uint64)
+            known = [self._labels.pop(i) for i in ids if i in self._labels]
+            for label in known:
+                self._ids[label] = ""
+            labels = np.asarray(known, np.uint64)
             if len(labels):
                 self._index.remove(labels[np.asarray(self._index.contains(labels))])
 

@@ -24,7 +24,7 @@ from runtime.scrape import scrape
 from runtime.watermarks import watermark_findings
 from settings.config import Config
 from settings.load import ConfigError
-from topics.client import client_settings
+from topics.admin import admin_client
 from topics.errors import TopicError
 from topics.names import ALL_TOPICS, EVENT_TOPICS, partition_count, topic_settings
 
@@ -145,9 +145,7 @@ def _broker(config: Config, bootstrap: str, expected_id: str | None) -> Iterator
         )
         return
     yield Finding("broker", "ok", f"cluster {found} at {bootstrap}")
-    settings = client_settings(config, bootstrap)
-    settings.pop("allow.auto.create.topics")
-    admin = AdminClient(settings)
+    admin = admin_client(config, bootstrap)
     for check in (_transactions, _topics, _clock):
         yield from _guarded(check, admin, config, bootstrap)
 

@@ -111,8 +111,8 @@ def delete_history(config: Config, bootstrap: str, user_id: str) -> dict[str, in
             newest[at] = min(newest[at], read.get(at, 0))
     wanted = [TopicPartition(config.topic(n), p, o) for (n, p), o in newest.items() if o > 0]
     if wanted:
-        futures = admin_client(config, bootstrap).delete_records(wanted)
-        for future in futures.values():
+        admin = admin_client(config, bootstrap)  # must outlive the futures
+        for future in admin.delete_records(wanted).values():
             with kafka_errors("deleting records"):
                 future.result()
     deleted: dict[str, int] = {}

@@ -9,7 +9,7 @@ import orjson
 from confluent_kafka import Message
 
 from topics.names import REPRESENTATION_TOPICS, SIDE_TOPICS, UNDECODABLE, Kind
-from topics.representation import decode
+from topics.representation import decode_message
 
 
 def json_line(name: str, message: Message) -> bytes:
@@ -52,7 +52,7 @@ def headers_of(message: Message) -> dict[str, str]:
 
 def _representation(name: str, message: Message) -> dict[str, Any]:
     kind = cast(Kind, name.removeprefix("representations."))
-    found = decode(message.key(), message.value(), cast(Any, message.headers()), kind=kind)
+    found = decode_message(message, kind=kind)
     headers: dict[str, Any] = headers_of(message)
     for header in ("hw_version", "hw_step", "hw_event_ms", "hw_produced_ms", "hw_dim"):
         headers[header] = int(headers[header])

@@ -8,7 +8,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from settings.config import Config
-from topics.client import client_settings
+from topics.admin import admin_client
 from topics.errors import kafka_errors, topic_error
 from topics.names import ALL_TOPICS, EVENT_TOPICS
 
@@ -30,7 +30,7 @@ def shadow_config(config: Config, prefix: str, *, reads_live: bool, bounded: boo
 
 def existing_topics(config: Config, bootstrap: str) -> list[str]:
     """Kafka's names of the topics of `config` that are there."""
-    admin = _admin(config, bootstrap)
+    admin = admin_client(config, bootstrap)
     with kafka_errors("listing topics"):
         found = admin.list_topics(timeout=_TIMEOUT_SECONDS).topics
     return [topic for topic in map(config.topic, ALL_TOPICS) if topic in found]
@@ -40,14 +40,8 @@ def delete_shadow(config: Config, bootstrap: str) -> list[str]:
     """Delete the shadow's own topics; events that it shares with another stack stay."""
     shared = set(map(config.topic, EVENT_TOPICS)) if config.kafka.events_prefix else set()
     topics = [topic for topic in existing_topics(config, bootstrap) if topic not in shared]
-    _delete(_admin(config, bootstrap), topics)
+    _delete(admin_client(config, bootstrap), topics)
     return topics
-
-
-def _admin(config: Config, bootstrap: str) -> AdminClient:
-    settings = client_settings(config, bootstrap)
-    del settings["allow.auto.create.topics"]
-    return AdminClient(settings)
 
 
 def _delete(admin: AdminClient, topics: Sequence[str]) -> None:

@@ -141,7 +141,8 @@ def test_a_mix_tower_travels_as_a_file(tmp_path: Path) -> None:
 
     weights = upstream_weights(8, 2, (6, 5))
     dense = save(
-        {f"weight.{k}": v for k, v in weights.items()} | {"adam.step.x": weights["norm.bias"]}
+        {f"weight.{k}": v for k, v in weights.items()}
+        | {"adam.step.x": weights["norm.bias"].clone()}
     )
     path = save_mix_tower(mix_tower(dense, 7), tmp_path / "exported")
     tower = load_mix_tower(tmp_path / "exported")
