@@ -37,18 +37,20 @@ def _spaces_naming(trainer: LiveTrainer, user: str) -> set[str]:
 def test_a_forgotten_user_is_gone_from_store_and_readers_and_stays_away(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
-    samples = make_samples(200)
+    samples = make_samples(420)
     user = "user-to-forget"
     for sample in samples[::10]:
         sample.user_id = user
     trainer = LiveTrainer(tmp_path, kafka, prefix, publish={"vectors_max": 1000})
     with trainer:
-        _produce(kafka, trainer.config, samples[:150])
+        _produce(kafka, trainer.config, samples[:60])
         trainer.await_published()
         trainer.stop()
         assert _spaces_naming(trainer, user) >= {"rows", "entity", "entity_row", "published"}
         shutil.copytree(trainer.store, tmp_path / "before")
         trainer.start()
+        _produce(kafka, trainer.config, samples[60:400])
+        trainer.await_published()
         with RepresentationReader(trainer.config, kafka) as reader:
             assert reader.get("user", user) is not None
             arguments = ("forget", "user", user, "--store", str(trainer.store), "--json")
@@ -58,7 +60,7 @@ def test_a_forgotten_user_is_gone_from_store_and_readers_and_stays_away(
             places = {place["name"]: place for place in report["places"]}
             assert places["a reader"]["found"] == 0
             assert places["representations.user (log)"]["found"] > 0, "told, not hidden"
-            assert places["samples"]["found"] == 15 and "deleted by" in places["samples"]["note"]
+            assert places["samples"]["found"] == 40 and "deleted by" in places["samples"]["note"]
             reader.wait_until(report["version"], 30)
             assert reader.get("user", user) is None and reader.get("cross", f"user:{user}") is None
             # Rolled back to before: everyone comes back but the forgotten.
@@ -72,7 +74,7 @@ def test_a_forgotten_user_is_gone_from_store_and_readers_and_stays_away(
         # A restored store reads the old samples once more: they are passed over.
         shutil.rmtree(trainer.store)
         shutil.copytree(tmp_path / "before", trainer.store)
-        _produce(kafka, trainer.config, [s for s in samples[150:] if s.user_id != user])
+        _produce(kafka, trainer.config, [s for s in samples[400:] if s.user_id != user])
         trainer.start()
         trainer.await_published()
         trainer.stop()
