@@ -1,7 +1,7 @@
 """Published vectors over a real broker into other stores, by their real libraries.
 
-A library or server that is not installed skips its test and says so; `HEADWATER_TEST_REDIS` names a
-redis-server elsewhere than on PATH.
+A library or server that is not installed skips its test and says so; `HEADWATER_TEST_REDIS` and
+`HEADWATER_TEST_KCAT` name programs elsewhere than on PATH.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _carry(config: Config, kafka: str, put: Put) -> None:
 def redis_url(tmp_path: Path) -> Iterator[str]:
     binary = os.environ.get("HEADWATER_TEST_REDIS") or shutil.which("redis-server")
     if binary is None:
-        pytest.skip("no redis-server on PATH (Debian: redis-server), nor HEADWATER_TEST_REDIS")
+        pytest.skip("redis-server is not on PATH (or HEADWATER_TEST_REDIS): not found")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -66,7 +66,7 @@ def redis_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.kafka
 def test_redis_holds_what_a_reader_holds(kafka: str, prefix: str, redis_url: str) -> None:
-    redis = pytest.importorskip("redis", reason="the package redis is not installed")
+    redis = pytest.importorskip("redis")
     from examples.redis_sink import redis_key, redis_put
 
     client = redis.Redis.from_url(redis_url)
@@ -106,7 +106,7 @@ def test_qdrant_bodies_are_as_its_rest_takes_them(
 
 @pytest.mark.kafka
 def test_a_qdrant_collection_holds_what_a_reader_holds(kafka: str, prefix: str) -> None:
-    qdrant = pytest.importorskip("qdrant_client", reason="the package qdrant-client is missing")
+    qdrant = pytest.importorskip("qdrant_client")
     from examples.qdrant_upsert import client_put
 
     client = qdrant.QdrantClient(":memory:")
@@ -118,7 +118,7 @@ def test_a_qdrant_collection_holds_what_a_reader_holds(kafka: str, prefix: str) 
 
 @pytest.mark.kafka
 def test_a_feast_online_store_answers(kafka: str, prefix: str, tmp_path: Path) -> None:
-    feast = pytest.importorskip("feast", reason="the package feast is not installed")
+    feast = pytest.importorskip("feast")
     from examples.feast_push import feast_put, feature_view
 
     (tmp_path / "feature_store.yaml").write_text(

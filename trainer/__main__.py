@@ -26,6 +26,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from embedding_store.errors import StoreError
+from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from settings.load import ConfigError, load_config
 from topics.admin import ensure_topics
