@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from downstream.reader import RepresentationReader
@@ -37,10 +38,11 @@ def _spaces_naming(trainer: LiveTrainer, user: str) -> set[str]:
 def test_a_forgotten_user_is_gone_from_store_and_readers_and_stays_away(
     kafka: str, prefix: str, tmp_path: Path
 ) -> None:
-    samples = make_samples(420)
     user = "user-to-forget"
-    for sample in samples[::10]:
-        sample.user_id = user
+    samples = [
+        sample if n % 10 else msgspec.structs.replace(sample, user_id=user)
+        for n, sample in enumerate(make_samples(420))
+    ]
     trainer = LiveTrainer(tmp_path, kafka, prefix, publish={"vectors_max": 1000})
     with trainer:
         _produce(kafka, trainer.config, samples[:60])
