@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -134,6 +135,25 @@ def test_a_feast_online_store_answers(kafka: str, prefix: str, tmp_path: Path) -
     ).to_dict()
     assert answer["vector"][0] == [2.0] * DIM and not answer["vector"][1]
     assert answer["version"][2] == 1
+
+
+@pytest.mark.kafka
+def test_kcat_shows_a_line_that_can_be_read(kafka: str, prefix: str) -> None:
+    binary = os.environ.get("HEADWATER_TEST_KCAT") or shutil.which("kcat")
+    if binary is None:
+        pytest.skip("kcat is not on PATH (or HEADWATER_TEST_KCAT): not found")
+    config = stack_config(prefix)
+    ensure_topics(config, kafka)
+    publisher = Publisher(config, kafka, f"{prefix}-trainer")
+    publisher.publish(1, records([representation("u1", 1)]), manifest(1))
+    publisher.close()
+    page = Path(__file__).resolve().parent.parent / "docs" / "wire_format.md"
+    line = next(t for t in page.read_text("utf-8").splitlines() if t.startswith("kcat "))
+    command = shlex.split(line.replace("HOST:PORT", kafka).replace("headwater.", f"{prefix}."))
+    done = subprocess.run([binary, *command[1:]], capture_output=True, timeout=60, check=True)
+    shown = done.stdout.decode()
+    assert shown.startswith(f"u1  {4 * DIM} bytes  hw_version=1,hw_step=10,hw_event_ms=1000,")
+    assert shown.endswith(f"hw_dim={DIM},hw_dtype=float32,hw_schema=1\n")
 
 
 def test_a_mix_tower_travels_as_a_file(tmp_path: Path) -> None:
