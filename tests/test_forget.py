@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from downstream.reader import RepresentationReader
-from embedding_store.keys import row_key
+from embedding_store.keys import row_keys
 from embedding_store.store import EmbeddingStore
 from tests.live_trainer import LiveTrainer
 from tests.sample_stream import make_samples
@@ -25,7 +25,7 @@ def _spaces_naming(trainer: LiveTrainer, user: str) -> set[str]:
     with EmbeddingStore.open(
         trainer.store, row_layout(trainer.config), cache_rows_max=4096, owner="test"
     ) as store:
-        found = {"rows"} if store.peek([row_key("user_id", user)], "shared")[1].any() else set()  # type: ignore[arg-type]
+        found = {"rows"} if store.peek(row_keys("user_id", [user]), "shared")[1].any() else set()
         for space in ("entity", "entity_row", "reservoir", "published", "touched", "outbox"):
             for key, value in store.scan(space):
                 if user.encode() in key + value:
