@@ -111,16 +111,16 @@ def test_a_budget_and_a_sweep_change_no_byte_after_a_crash_and_leave_nobody_out(
         publish={"vectors_max": 15, "age_max": "90s", "basis": "anchored"},
         trainer={"cut_by": "count", "batch_samples_max": 16, "commit_every_steps": 2},
     )
-    file = write_samples(make_samples(200), tmp_path / "samples.jsonl")
+    file = write_samples(make_samples(130), tmp_path / "samples.jsonl")
     whole, crashed = VersionLog(), VersionLog()
     expected = _run(tmp_path / "whole", config, file, whole)
-    for run, crash_at in enumerate((120, None)):
+    for run, crash_at in enumerate((70, None)):
         found = _run(tmp_path / "crashed", config, file, crashed, crash_at, run)
     assert found == expected and crashed.newest == whole.newest
     counts = [sum(m.counts.values()) for m in whole.manifests.values()]
     assert min(counts) <= 15 < max(counts), "few per version, all of them when the sweep comes by"
     published = {key.decode() for topic, key in whole.newest if topic.endswith(".user")}
-    assert published >= {s.user_id for s in make_samples(200)[:100]}, "the sweep came by"
+    assert published >= {s.user_id for s in make_samples(130)[:32]}, "the sweep came by"
 
 
 def test_the_rotation_that_was_planted_is_found() -> None:
