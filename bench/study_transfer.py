@@ -29,7 +29,7 @@ FRESH_OF = ("search", "video")
 
 def study(options: Options) -> dict[str, Any]:
     """AUC per scenario and way of transfer; then per publish period."""
-    impressions = 12_000 if options.quick else 90_000
+    impressions = 12_000 if options.quick else 60_000
     aucs: dict[str, dict[str, list[float]]] = {d: {t: [] for t in TRANSFERS} for d in DOMAINS}
     fresh: dict[str, dict[str, list[float]]] = {d: {p: [] for p in PERIODS} for d in FRESH_OF}
     sizes: dict[str, int] = {}
