@@ -79,12 +79,7 @@ class Cutting:
         progress.commits_since_version += 1
         if progress.commits_since_version < self._publish.every_commits:
             return None
-        broken = broken_bound(
-            self._publish.gate,
-            self._evaluation.latest() if self._publish.gate.is_set else {},
-            {task: self._drifted(task) for task in self._evaluation.totals()},
-            progress.now_ms,
-        )
+        broken = self._broken_bound()
         if broken is not None:
             return self._hold(broken)
         progress.commits_since_version = 0
@@ -96,6 +91,14 @@ class Cutting:
             self._steering.cut(manifest)
             return None
         return self._out(Version(cut.records, manifest, cut.produced_ms))
+
+    def _broken_bound(self) -> str | None:
+        gate = self._publish.gate
+        if not gate.is_set:
+            return None
+        latest = self._evaluation.latest()
+        drifted = {task: self._drifted(task) for task in latest}
+        return broken_bound(gate, latest, drifted, self._progress.now_ms)
 
     def pending(self) -> list[Version]:
         """What the store's last commits left in the outbox, and readers are not ahead of."""
