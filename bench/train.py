@@ -7,8 +7,9 @@ as ready tensors with their keys already de-duplicated, the same rows in one tor
 same row-wise Adagrad, dense Adam; no log, no evaluation, no per-entity state, no durability. Both
 start from the same 1e6 rows and end with the same weights (`dense_weights_max_difference`). One
 thread of torch each; the trainer's reading process, table builder and broker are on top of that, so
-`in_memory_two_threads` is beside them. `publishing` is the trainer once more, with every version
-written to Kafka.
+`in_memory_two_threads` is beside them. `ratio_in_memory_processor` is the same ratio by the
+processor time of the two learning threads, which a busy machine changes little. `publishing` is
+the trainer once more, with every version written to Kafka.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import os
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as the trainer sets it, before torch loads
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from confluent_kafka import Producer
 from measuring import config_of, ratio, run_benchmark, say, spread
 from torch import Tensor
-from train_in_memory import Ready, learn, prepare
+from train_in_memory import Ready, Seconds, learn, now, prepare
 from train_log import KEYS, config_values, known_keys, sample_lines
 
 from embedding_store.store import EmbeddingStore
@@ -83,6 +83,7 @@ def measure(quick: bool) -> dict[str, Any]:
     return {
         "ratio_in_memory": ratio(ours, bare)["median"],
         "ratio_in_memory_publishing": ratio(publishing, bare[: len(publishing)])["median"],
+        "ratio_in_memory_processor": float(np.median(rounds_of["processor"])),
         "samples_per_second": float(np.median(ours)),
         "in_memory_samples_per_second": float(np.median(bare)),
         "in_memory_two_threads_samples_per_second": float(
@@ -102,6 +103,7 @@ def measure(quick: bool) -> dict[str, Any]:
         },
         "rounds": {
             "ratio_in_memory": ratio(ours, bare),
+            "ratio_in_memory_processor": spread(rounds_of["processor"]),
             "trainer": spread(ours),
             "in_memory": spread(bare),
             "publishing": spread(publishing),
@@ -117,14 +119,15 @@ def _rounds(
         name: []
         for name in (
             *("trainer", "in_memory", "publishing", "in_memory_two_threads", "difference"),
-            *("learning", "committing", "waiting"),
+            *("learning", "committing", "waiting", "processor"),
         )
     }
     _train(config, bootstrap, folder, "warm", publish=False)
     learn(config, ready)
     for n in range(rounds):
         before = [_stage_seconds(stage) for stage in ("train", "commit")]
-        seconds, weights = _train(config, bootstrap, folder, f"store{n}", publish=False)
+        took, weights = _train(config, bootstrap, folder, f"store{n}", publish=False)
+        seconds = took.wall
         learning, committing = (
             _stage_seconds(stage) - was
             for stage, was in zip(("train", "commit"), before, strict=True)
@@ -133,14 +136,15 @@ def _rounds(
         found["learning"].append(learning / seconds)
         found["committing"].append(committing / seconds)
         found["waiting"].append(1 - (learning + committing) / seconds)
-        seconds, same = learn(config, ready)
-        found["in_memory"].append(seconds)
+        bare, same = learn(config, ready)
+        found["in_memory"].append(bare.wall)
+        found["processor"].append(bare.processor / took.processor)
         found["difference"].append(_difference(weights, same))
         if n < max(1, rounds // 2):
-            seconds, _ = _train(config, bootstrap, folder, f"published{n}", publish=True)
-            found["publishing"].append(seconds)
+            took, _ = _train(config, bootstrap, folder, f"published{n}", publish=True)
+            found["publishing"].append(took.wall)
             torch.set_num_threads(2)
-            found["in_memory_two_threads"].append(learn(config, ready)[0])
+            found["in_memory_two_threads"].append(learn(config, ready)[0].wall)
             torch.set_num_threads(1)
         say(f"round {n + 1}: {found['trainer'][-1]:.1f} s against {found['in_memory'][-1]:.1f} s")
     return found
@@ -188,7 +192,7 @@ def _produce(config: Config, bootstrap: str, lines: list[bytes]) -> None:
 
 def _train(
     config: Config, bootstrap: str, folder: Path, name: str, *, publish: bool
-) -> tuple[float, dict[str, Tensor]]:
+) -> tuple[Seconds, dict[str, Tensor]]:
     """(seconds, dense weights) of the trainer from the first record to the last commit."""
     target = folder / name
     with _opened(config, folder / "checkpoint") as store:
@@ -201,9 +205,9 @@ def _train(
             config, bootstrap, loop.progress.offsets, until_end=True, accept_gap=False
         )
         source = FeedProcess(order, loop.plan, lambda: False)
-        started = time.perf_counter()
+        started = now()
         loop.run(source)
-        seconds = time.perf_counter() - started
+        seconds = now() - started
         source.close()
         model: Model = loop.learner.model
         if sink is not None:

@@ -25,6 +25,22 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
+class Seconds:
+    """By the clock, and of this thread's processor time."""
+
+    wall: float
+    processor: float
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall - other.wall, self.processor - other.processor)
+
+
+def now() -> Seconds:
+    """Of both clocks."""
+    return Seconds(time.perf_counter(), time.thread_time())
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """All batches as tensors; `rows` [U] of each are row numbers in `table` [K, D]."""
 
@@ -57,14 +73,14 @@ def prepare(config: Config, lines: list[bytes], table: Tensor, size: int) -> Rea
     return Ready(ready, table)
 
 
-def learn(config: Config, ready: Ready) -> tuple[float, dict[str, Tensor]]:
+def learn(config: Config, ready: Ready) -> tuple[Seconds, dict[str, Tensor]]:
     """(seconds, dense weights) of the same learning with everything in memory."""
     loss = loss_name(config)
     model: Model = build_model(plan_slots(config), config)
     adam = torch.optim.Adam(model.parameters(), lr=config.optimizer.dense_lr, fused=True)
     table, state = ready.table.clone(), torch.zeros(len(ready.table))
     lr, eps = config.optimizer.sparse_lr, config.optimizer.sparse_eps
-    started = time.perf_counter()
+    started = now()
     for features, numbers, positive, negative, keep in ready.batches:
         rows = table.index_select(0, numbers).requires_grad_()
         output = model(features, {SHARED: rows})
@@ -77,4 +93,4 @@ def learn(config: Config, ready: Ready) -> tuple[float, dict[str, Tensor]]:
         step = grad * (lr / (total.sqrt() + eps)).unsqueeze(1)
         table.index_copy_(0, numbers, rows.detach() - step)
         adam.step()
-    return time.perf_counter() - started, dict(model.state_dict())
+    return now() - started, dict(model.state_dict())
