@@ -19,14 +19,14 @@ from trainer.loop import Loop
 
 START_MS = 1_700_006_400_000
 ARMS = (LIVE, DAILY, FROZEN)
-USERS, ITEMS, RATE, DAYS = 20, 40, 10.0, 3
+USERS, ITEMS, RATE, DAYS = 20, 40, 10.0, 2.5
 """Few users: what a model can know of one must be more than what changes meanwhile, or every arm's
 regret is what it could not learn and not what it has missed."""
 
 
 def study(options: Options) -> dict[str, Any]:
     """Regret per arm over the impressions that all arms predicted, per seed."""
-    impressions = 12_000 if options.quick else 108_000
+    impressions = 12_000 if options.quick else 180_000
     day_ms = round(1000 * impressions / RATE / DAYS)
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for seed in range(options.seeds):
@@ -41,7 +41,7 @@ def study(options: Options) -> dict[str, Any]:
         )
         config = config_of(
             source.config_values(),
-            join__policy="correct",
+            join__policy="wait",
             model__name="fm",
             trainer__cut_by="count",
             trainer__batch_samples_max=256,
@@ -49,7 +49,7 @@ def study(options: Options) -> dict[str, Any]:
             trainer__seed=seed,
             evaluation__arms=True,
             evaluation__arms_every=f"{day_ms // 1000}s",
-            evaluation__arms_share=1.0,
+            evaluation__arms_share=0.5,
             # Steps of Adagrad shrink for ever, so that a row stops following what drifts.
             optimizer__sparse="adam",
             optimizer__sparse_lr=0.01,
@@ -67,9 +67,12 @@ def study(options: Options) -> dict[str, Any]:
             loop.arms.watch = note
 
         run_trainer(log, config, watch=watch)
-        # In the second day yesterday's model is the frozen one, too.
+        # In the second day yesterday's model is the frozen one, too. Half of the impressions are
+        # asked of the arms.
         counted = [
-            id_ for n, id_ in enumerate(log.truth) if id_ in said[LIVE] and n > len(log.truth) // 3
+            id_
+            for n, id_ in enumerate(log.truth)
+            if id_ in said[LIVE] and n > len(log.truth) / DAYS
         ]
         truth = np.asarray([[log.truth[i][k] for k in config.tasks] for i in counted])
         for arm in ARMS:
