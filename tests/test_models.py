@@ -101,6 +101,13 @@ def auc(learner: Learner, samples: list[Sample]) -> float:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_a_kind_may_have_any_name(name: str) -> None:
+    kinds = {kind: {"window": "1h"} for kind in ("forward", "type", "a.b")}
+    config = make_config(model={"name": name}, kinds=kinds)
+    assert build_model(plan_slots(config), config).sets.dims
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_it_learns_a_separable_stream_and_survives_odd_batches(tmp_path: Path, name: str) -> None:
     config = tiny(name)
     with open_store(tmp_path, config) as store:

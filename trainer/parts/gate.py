@@ -108,8 +108,8 @@ class Extraction(nn.Module):
 
 
 def _key(name: str) -> str:
-    """Module names must not hold a dot; kinds may."""
-    return name.replace(".", "\N{ONE DOT LEADER}")
+    """Module names must not hold a dot, and be no attribute such as `forward`; kinds may."""
+    return "of " + name.replace(".", "\N{ONE DOT LEADER}")
 
 
 class ByDomain(nn.Module):
