@@ -13,6 +13,7 @@ from transfer_stream import (
     Replayed,
     make_log,
     run_arm,
+    run_arms,
     run_upstream,
     traffic,
     upstream_config,
@@ -20,11 +21,13 @@ from transfer_stream import (
 )
 
 from downstream.scenario.model import TRANSFERS
+from downstream.transfer import TransferName
 
 DOMAINS = ("feed", "search", "video", "marketplace")
 """80, 16, 3.7 and 0.3 % of the traffic."""
 PERIODS = {"1 s": 1_000, "10 s": 10_000, "60 s": 60_000, "10 min": 600_000}
-FRESH_OF = ("search", "video")
+FRESH_OF = ("search",)
+FRESH_WAY: TransferName = "concat"
 
 
 def study(options: Options) -> dict[str, Any]:
@@ -43,14 +46,14 @@ def study(options: Options) -> dict[str, Any]:
         for domain in DOMAINS:
             stream = traffic(log, domain)
             sizes[domain] = stream.served
-            for transfer in TRANSFERS:
-                arm = Arm(transfer, fields, dims, tower=tower, seed=seed)
-                served = run_arm(arm, Replayed(upstream.versions, 1_000), stream)
+            arms = [Arm(t, fields, dims, tower=tower, seed=seed) for t in TRANSFERS]
+            found = run_arms(arms, Replayed(upstream.versions, 1_000), stream)
+            for transfer, served in zip(TRANSFERS, found, strict=True):
                 aucs[domain][transfer].append(served.auc())
                 future += served.from_future
             if domain in FRESH_OF:
                 for name, period_ms in PERIODS.items():
-                    arm = Arm("concat", fields, dims, seed=seed)
+                    arm = Arm(FRESH_WAY, fields, dims, seed=seed)
                     served = run_arm(arm, Replayed(upstream.versions, period_ms), stream)
                     fresh[domain][name].append(served.auc())
         say(f"seed {seed}: " + ", ".join(f"{d} {_lifts(aucs[d])}" for d in DOMAINS))

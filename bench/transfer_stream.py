@@ -270,23 +270,49 @@ def run_arm(
 ) -> Served:
     """Serve and learn the stream; from `freeze_at` of its chunks on learn no more, and read from
     `swap(reader)`."""
-    learner = arm.learner(reader)
     at = int(len(stream.chunks) * freeze_at)
+
+    def before(number: int, learners: list[ScenarioLearner], reader: Replayed) -> Replayed:
+        if number != at:
+            return reader
+        reader = swap(reader) if swap is not None else reader
+        for learner in learners:
+            learner.freeze()
+            learner.read_from(reader)
+        return reader
+
+    return run_arms([arm], reader, stream, before=before)[0]
+
+
+def run_arms(
+    arms: Sequence[Arm],
+    reader: Replayed,
+    stream: Traffic,
+    *,
+    before: Callable[[int, list[ScenarioLearner], Replayed], Replayed] | None = None,
+) -> list[Served]:
+    """Each arm serves and learns the same stream, side by side over one reader's vectors. `before`
+    each chunk may say what is read from there on."""
+    learners = [arm.learner(reader) for arm in arms]
     times: dict[str, int] = {}
     order: list[int] = []
     for number, (now_ms, shown, labels) in enumerate(stream.chunks):
-        if number == at:
-            learner.freeze()
-            reader = swap(reader) if swap is not None else reader
-            learner.read_from(reader)
+        if before is not None:
+            reader = before(number, learners, reader)
         reader.advance(now_ms)
-        learner.serve(shown)
+        for learner in learners:
+            learner.serve(shown)
         times |= {i.impression_id: i.event_ms for i in shown}
         order += [times.pop(i) for i in labels if i in times]
-        learner.learn(labels)
-    report = learner.report()
-    logits, known = learner.scored()
-    return Served(np.asarray(order), logits, known, report.missing_share, report.from_future)
+        for learner in learners:
+            learner.learn(labels)
+    found = []
+    for learner in learners:
+        report = learner.report()
+        logits, known = learner.scored()
+        served = Served(np.asarray(order), logits, known, report.missing_share, report.from_future)
+        found.append(served)
+    return found
 
 
 def widths(versions: Sequence[Version]) -> dict[Kind, int]:
