@@ -11,7 +11,7 @@ from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from tests.sample_stream import make_config, make_samples, write_samples
 from trainer.arms import Arms
-from trainer.batch import build_batch
+from trainer.batch import Batch, build_batch
 from trainer.bounded import run_bounded
 from trainer.drift import DriftMonitor
 from trainer.durable import recover_state
@@ -49,11 +49,21 @@ def test_a_copy_predicts_what_the_model_of_its_commit_predicted(tmp_path: Path) 
             at_copy.append(loop.learner.predict(asked))
             copying(now_ms)
 
+        apart = [0.0]
+
+        def watch(rows: Batch, said: dict[str, np.ndarray]) -> None:
+            assert loop.arms is not None
+            for name in ("daily", "frozen"):
+                own = loop.arms._arm(loop.arms._copies[name])
+                np.testing.assert_array_equal(said[name], own.predict(rows))
+            apart.append(float(np.abs(said["daily"] - said["frozen"]).max()))
+
         loop.arms.snapshot = note  # type: ignore[method-assign]
+        loop.arms.watch = watch
         feed = Feed(FileSource(file, {}), loop.plan, config.trainer)
         loop.run(feed)
         feed.close()
-        assert len(at_copy) > 2
+        assert len(at_copy) > 2 and max(apart) > 0.01
         again = Arms(store, config, loop.plan)  # as a restart finds them
         for name, expected in (("frozen", at_copy[0]), ("daily", at_copy[-1])):
             found = again._arm(again._copies[name]).predict(asked)
