@@ -51,7 +51,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 def measure(quick: bool) -> dict[str, Any]:
     """See the module."""
     rates = _rates(20_000 if quick else 200_000, rounds=1 if quick else 3)
-    found = _policies(6_000 if quick else 60_000)
+    found = _policies(4_000 if quick else 36_000)
     full = found["full"]
     return {
         "vectors_per_second": rates["median"],

@@ -32,7 +32,7 @@ FRESH_WAY: TransferName = "concat"
 
 def study(options: Options) -> dict[str, Any]:
     """AUC per scenario and way of transfer; then per publish period."""
-    impressions = 12_000 if options.quick else 60_000
+    impressions = 8_000 if options.quick else 36_000
     aucs: dict[str, dict[str, list[float]]] = {d: {t: [] for t in TRANSFERS} for d in DOMAINS}
     fresh: dict[str, dict[str, list[float]]] = {d: {p: [] for p in PERIODS} for d in FRESH_OF}
     sizes: dict[str, int] = {}

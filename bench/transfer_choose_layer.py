@@ -32,7 +32,7 @@ WAYS: tuple[TransferName, ...] = ("concat", "adapter")
 
 def study(options: Options) -> dict[str, Any]:
     """One upstream run publishes every layer; per layer, downstream trainers of each scenario."""
-    impressions = 10_000 if options.quick else 40_000
+    impressions = 8_000 if options.quick else 36_000
     aucs: dict[str, dict[str, list[float]]] = {}
     for seed in range(options.seeds):
         log, source = make_log(seed, impressions)

@@ -40,7 +40,7 @@ SIDES = ("same version", "later versions", "retrained")
 
 def study(options: Options) -> dict[str, Any]:
     """AUC behind the fixed model per way, basis and other side; cosine drift per kind and basis."""
-    impressions = 10_000 if options.quick else 40_000
+    impressions = 8_000 if options.quick else 36_000
     aucs: dict[str, dict[str, list[float]]] = {}
     cosines: dict[str, dict[str, list[float]]] = {}
     curves: dict[str, list[list[float]]] = {}

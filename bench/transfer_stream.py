@@ -43,7 +43,7 @@ from trainer.loop import Loop
 from trainer.step import row_layout
 
 START_MS = 1_700_006_400_000
-RATE = 100.0
+RATE = 60.0
 DRIFT_MS = 600_000
 """Interests change altogether in ten minutes of event time."""
 BUCKETS = 2**14
@@ -101,7 +101,7 @@ def upstream_config(source: SimulatedTraffic, seed: int, **flags: Any) -> Config
         join__policy="correct",
         model__name="lfm4ads",
         trainer__cut_by="count",
-        trainer__batch_samples_max=256,
+        trainer__batch_samples_max=128,
         trainer__commit_every_steps=1,
         trainer__seed=seed,
         optimizer__sparse_lr=0.1,
