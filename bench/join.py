@@ -23,6 +23,7 @@ import numpy as np
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from flink_job import COPIED
 from join_growth import SPAN_HOURS, checkpoint_bytes_max, inputs, report, windows
+from join_log import send_repeated
 from measuring import config_of, ratio, run_benchmark, say, spread
 
 from runtime.broker import EmbeddedBroker
@@ -108,13 +109,25 @@ def measure(quick: bool) -> dict[str, Any]:
     require_java()
     flink_jars()
     # 2.0 M events with conversions; one round of them takes minutes and steadies itself.
-    impressions, rounds = (20_000, 2) if quick else (1_735_000, 1)
+    repetitions, rounds = (2, 2) if quick else (35, 1)
+    stretch = 10_000 if quick else 50_000
+    impressions = stretch * repetitions
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-bench-")))
         broker = stack.enter_context(EmbeddedBroker(folder / "broker"))
         say("starting Flink and sending events")
         of_system = _processes(stack, broker.bootstrap, folder, quick)
-        events = _send(_config("heap", FULL), broker.bootstrap, _source(impressions).events())
+        full = _config("heap", FULL)
+        _make_topics(full, broker.bootstrap)
+        send_repeated(
+            full,
+            broker.bootstrap,
+            _source(stretch),
+            start_ms=START_MS,
+            length_ms=round(1000 * stretch / RATE),
+            times=repetitions,
+        )
+        events = _events(full, broker.bootstrap)
         for process in set(of_system.values()):
             process.seconds()
         growth = _growth(of_system, broker.bootstrap, quick)
@@ -220,8 +233,8 @@ def _config(name: str, prefix: str, **flags: Any) -> Config:
     )
 
 
-def _send(config: Config, bootstrap: str, traffic: Iterable[TrafficEvent]) -> int:
-    """Both topics filled in order of event time, and a topic to copy to; how many events."""
+def _make_topics(config: Config, bootstrap: str) -> None:
+    """The stack's, and one to copy to."""
     ensure_topics(config, bootstrap)
     copied = NewTopic(
         config.topic(COPIED), num_partitions=config.kafka.partitions, replication_factor=1
@@ -229,11 +242,20 @@ def _send(config: Config, bootstrap: str, traffic: Iterable[TrafficEvent]) -> in
     admin = AdminClient({"bootstrap.servers": bootstrap})
     for future in admin.create_topics([copied]).values():
         future.result()
+
+
+def _events(config: Config, bootstrap: str) -> int:
+    return sum(end_offsets(config, bootstrap, [IMPRESSIONS, CONVERSIONS]).values())
+
+
+def _send(config: Config, bootstrap: str, traffic: Iterable[TrafficEvent]) -> int:
+    """Both topics filled in order of event time, and a topic to copy to; how many events."""
+    _make_topics(config, bootstrap)
     producer = EventProducer(config, bootstrap)
     for event in traffic:
         producer.send(event.stream, event.line)
     producer.flush()
-    return sum(end_offsets(config, bootstrap, [IMPRESSIONS, CONVERSIONS]).values())
+    return _events(config, bootstrap)
 
 
 def _counts(bootstrap: str) -> tuple[int, int]:
