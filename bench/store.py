@@ -3,6 +3,7 @@ round, one thread each. `--part` runs one part alone.
 
 in_memory      every row hot, against torch, FBGEMM and TFRA (`store_in_memory.py`)
 beyond_memory  a tenth of the rows hot, against LMDB and RocksDB (`store_beyond_memory.py`)
+on_disk        reads past the page cache, checkpoints, restarts (likewise)
 commit         what durability costs a running step (`store_commit.py`)
 row_precision  what rows in bfloat16 cost a model (`store_row_precision.py`)
 
@@ -23,6 +24,7 @@ from measuring import Part, merged, run_benchmark, say
 PARTS: dict[str, Callable[[bool], Part]] = {
     "in_memory": store_in_memory.measure,
     "beyond_memory": store_beyond_memory.measure,
+    "on_disk": store_beyond_memory.measure_on_disk,
     "commit": store_commit.measure,
     "row_precision": store_row_precision.measure,
 }

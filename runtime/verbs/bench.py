@@ -14,7 +14,7 @@ from runtime.choices import chosen
 from runtime.verbs.stack import stop_on_sigterm
 
 BENCHMARKS = ("freshness", "join", "publish", "reader", "store", "train")
-PARTS = {"store": ("in_memory", "beyond_memory", "commit", "row_precision")}
+PARTS = {"store": ("in_memory", "beyond_memory", "on_disk", "commit", "row_precision")}
 """What a long benchmark can run alone."""
 _FOLDER = Path(__file__).resolve().parents[2] / "bench"
 _STOP_TIMEOUT_S = 60.0
