@@ -112,15 +112,29 @@ def test_overlapped_commits_prefetch_and_eviction_change_no_byte(tmp_path: Path,
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Hard links vanish while they are listed when a commit is taken in: copy what can be."""
-    for _ in range(20):
+    """The files as they are at one moment. A copy takes longer than that: one during which a file
+    came, went or grew (a commit is being taken in) shows what no crash leaves, and is made anew."""
+    for _ in range(200):
+        before = _listing(source)
         try:
             shutil.copytree(source, target)
-        except shutil.Error:
-            shutil.rmtree(target)
+        except shutil.Error:  # a file went while it was copied
+            pass
         else:
-            return
-    raise AssertionError("the files never stood still")
+            if _listing(source) == before:
+                return
+        shutil.rmtree(target)
+        time.sleep(0.01)
+    raise AssertionError("the store's files never stood still")
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """File -> (bytes, time of its last change)."""
+    found = {}
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            found[str(file)] = (file.stat().st_size, file.stat().st_mtime_ns)
+    return found
 
 
 def test_what_changes_while_a_commit_is_under_way_belongs_to_the_next(tmp_path: Path) -> None:
