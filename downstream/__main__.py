@@ -16,6 +16,7 @@ from downstream.freshness import Freshness
 from downstream.metrics import ReaderMetrics
 from downstream.reader import RepresentationReader
 from settings.load import ConfigError, load_config
+from settings.logs import configure_logs
 from topics.errors import TopicError
 from topics.lag import LagMonitor
 from topics.metrics import MetricsServer
@@ -27,6 +28,7 @@ _log = structlog.get_logger()
 def main() -> int:
     """0 = stopped as asked, 1 = failed, 2 = bad usage."""
     arguments = _arguments()
+    configure_logs("reader")
     try:
         config = load_config(arguments.config).config
     except ConfigError as error:

@@ -243,6 +243,7 @@ class EmbeddedBroker:
     def _format(self) -> None:
         properties = str(self._dir / "server.properties")
         options = ["-t", self._cluster_id, "-c", properties, "--ignore-formatted"]
+        options += self._format_options()
         tool = self._java("-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
         run = subprocess.run(
             [*tool, "kafka.tools.StorageTool", "format", *options],
@@ -253,6 +254,10 @@ class EmbeddedBroker:
         if run.returncode != 0:
             said = (run.stderr or run.stdout).strip().rsplit("\n", 1)[-1]
             raise BrokerError(f"formatting {self._dir / 'data'} failed: {said}")
+
+    def _format_options(self) -> list[str]:
+        """More options of `kafka-storage format`: a subclass's users."""
+        return []
 
     def _properties(self, controller_port: int) -> str:
         settings: dict[str, str | int] = {

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
 
-import structlog
 import typer
 
 from embedding_store.errors import StoreError
@@ -19,6 +17,7 @@ from runtime.run_state import NoStack, StackRunning
 from runtime.sources.catalog import SourceError
 from runtime.supervisor import StackFailed
 from runtime.verbs import (
+    acls,
     analyse,
     audit,
     batch,
@@ -34,6 +33,7 @@ from runtime.verbs import (
     replay,
     reprocess,
     savepoint,
+    simulated,
     stack,
     status,
     store,
@@ -42,6 +42,7 @@ from runtime.verbs import (
     transfer,
 )
 from settings.load import ConfigError
+from settings.logs import configure_logs
 from stream.errors import JoinError
 from topics.errors import TopicError
 
@@ -75,6 +76,8 @@ _VERBS: tuple[Callable[..., None], ...] = (
     stack.down,
     status.status,
     doctor.doctor,
+    simulated.simulate,
+    acls.acls,
     events.produce,
     events.consume,
     demo.demo,
@@ -108,7 +111,7 @@ app.add_typer(store.store_app, name="store")
 
 def main() -> None:
     """Run one verb; every expected error is one clear line on stderr."""
-    _configure_logs()
+    configure_logs()
     try:
         app()
     except BrokenPipeError:  # `headwater consume … | head`
@@ -127,21 +130,6 @@ def main() -> None:
 def _say(error: BaseException) -> None:
     for line in str(error).splitlines():
         print(f"headwater: {line}", file=sys.stderr)
-
-
-def _configure_logs() -> None:
-    """Logs go to stderr, readable on a terminal and JSON otherwise; results go to stdout."""
-    console = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
-            structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import typer
 from runtime.broker import BrokerError, cluster_id_at
 from runtime.run_state import require_run
 from settings.config import Config
+from settings.credentials import resolved
 from settings.load import load_config
 
 DEFAULT_DIR = Path(".headwater")
@@ -33,13 +34,13 @@ def connect(directory: Path, bootstrap: str | None, config_file: Path | None) ->
         bootstrap = load_config(config_file).config.kafka.bootstrap or None
     if bootstrap is not None:
         config = load_config(config_file).config
-        found = cluster_id_at(bootstrap, timeout_s=10, **config.kafka.extra)
+        found = cluster_id_at(bootstrap, timeout_s=10, **resolved(config.kafka.extra))
         if found is None:
             raise BrokerError(f"no Kafka broker answers at {bootstrap}")
         return Connection(config, bootstrap, found)
     run = require_run(directory)
     config = load_config(config_file or Path(run.config)).config
-    found = cluster_id_at(run.bootstrap, timeout_s=10, **config.kafka.extra)
+    found = cluster_id_at(run.bootstrap, timeout_s=10, **resolved(config.kafka.extra))
     if found is None:
         raise BrokerError(f"the stack's broker does not answer at {run.bootstrap}")
     if found != run.cluster_id:

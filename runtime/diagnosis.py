@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,25 +15,24 @@ from confluent_kafka.admin._resource import ResourceType
 from runtime.broker import cluster_id_at
 from runtime.config_file import read_config
 from runtime.finding import Finding
-from runtime.jars import JAVA_MAJOR_MIN, ToolMissing, flink_jars, java_major, java_path
-from runtime.jars import kafka_classpath as require_kafka_jars
+from runtime.machine import machine_findings, port_findings
 from runtime.run_state import RunState, read_run
 from runtime.scrape import scrape
 from runtime.watermarks import watermark_findings
 from settings.config import Config
+from settings.credentials import resolved
 from settings.load import ConfigError
 from topics.admin import admin_client
 from topics.errors import TopicError
 from topics.names import ALL_TOPICS, EVENT_TOPICS, partition_count, topic_settings
 
-DISK_FREE_BYTES_MIN = 2 * 1024**3
 CLOCK_SKEW_S_MAX = 2.0
 _TIMEOUT_S = 10.0
 
 
 def diagnose(directory: Path, config_file: Path | None) -> list[Finding]:
     """Every finding: of this machine, then of the stack in `directory` if one runs there."""
-    findings = [_java(), _python(), *_jars(), _disk(directory)]
+    findings = [*machine_findings(directory)]
     run = read_run(directory)
     try:
         config = read_config(config_file or (Path(run.config) if run else None))
@@ -54,7 +51,7 @@ def diagnose(directory: Path, config_file: Path | None) -> list[Finding]:
         )
         run = None
     if run is not None:
-        findings += _processes(run)
+        findings += [*_processes(run), *port_findings(run)]
         join = run.children.get("join")
         if join is not None and join.metrics_port:
             findings += watermark_findings(config, scrape(join.metrics_port))
@@ -64,48 +61,6 @@ def diagnose(directory: Path, config_file: Path | None) -> list[Finding]:
     elif run is None:
         findings.append(Finding("stack", "ok", f"none runs in {directory}"))
     return findings
-
-
-def _java() -> Finding:
-    try:
-        java = java_path()
-        major = java_major(java)
-    except ToolMissing as error:
-        return Finding("java", "problem", str(error), f"install a JDK {JAVA_MAJOR_MIN} or newer")
-    if major < JAVA_MAJOR_MIN:
-        fix = f"install a JDK {JAVA_MAJOR_MIN} or newer, or point JAVA_HOME at one"
-        return Finding("java", "problem", f"{java} is Java {major}", fix)
-    return Finding("java", "ok", f"Java {major} at {java}")
-
-
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] != (3, 11):
-        return Finding("python", "problem", f"this is Python {version}", "use Python 3.11")
-    return Finding("python", "ok", version)
-
-
-def _jars() -> Iterator[Finding]:
-    for name, require in (("jars of the broker", require_kafka_jars), ("jars of the join", _flink)):
-        try:
-            yield Finding(name, "ok", require().removesuffix("/*"))
-        except ToolMissing as error:
-            yield Finding(name, "problem", str(error).split(":")[0], "run `make setup`")
-
-
-def _flink() -> str:
-    return str(flink_jars()[0].parent)
-
-
-def _disk(directory: Path) -> Finding:
-    existing = directory.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
-    says = f"{free / 1024**3:.1f} GiB free at {existing}"
-    if free < DISK_FREE_BYTES_MIN:
-        return Finding("disk", "problem", says, "free some space, or use a --dir on another disk")
-    return Finding("disk", "ok", says)
 
 
 def _processes(run: RunState) -> Iterator[Finding]:
@@ -130,10 +85,13 @@ def _processes(run: RunState) -> Iterator[Finding]:
 
 
 def _broker(config: Config, bootstrap: str, expected_id: str | None) -> Iterator[Finding]:
-    found = cluster_id_at(bootstrap, _TIMEOUT_S, **config.kafka.extra)
+    found = cluster_id_at(bootstrap, _TIMEOUT_S, **resolved(config.kafka.extra))
     if found is None:
         yield Finding(
-            "broker", "problem", f"nobody answers at {bootstrap}", "start it, or correct the port"
+            "broker",
+            "problem",
+            f"nobody answers at {bootstrap}",
+            "start it, or correct the port" + (", or kafka.extra" if config.kafka.extra else ""),
         )
         return
     if expected_id is not None and found != expected_id:

@@ -35,9 +35,9 @@ from topics.names import (
     SAMPLES,
     UNDECODABLE,
     join_group,
+    trainer_group,
 )
 from topics.scan import Partition, end_offsets, read_to_end
-from trainer.source import trainer_group
 
 _HISTORY = (IMPRESSIONS, CONVERSIONS, SAMPLES, LATE, ORPHANS, DUPLICATES, UNDECODABLE)
 _VECTORS = ("representations.user", "representations.cross")

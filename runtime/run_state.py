@@ -13,8 +13,7 @@ from typing import Self
 import msgspec
 import psutil
 
-RUN_ID_VARIABLE = "HEADWATER_RUN_ID"
-"""In the environment of every process of a stack, so that strays of a dead one can be told."""
+from settings.logs import RUN_ID_VARIABLE
 
 
 class StackRunning(RuntimeError):

@@ -25,7 +25,6 @@ from runtime.broker import HOST, BrokerError, EmbeddedBroker, cluster_id_at
 from runtime.config_file import write_config
 from runtime.jars import flink_jars, require_java
 from runtime.run_state import (
-    RUN_ID_VARIABLE,
     ChildState,
     DirectoryLock,
     RunState,
@@ -36,11 +35,12 @@ from runtime.run_state import (
 )
 from runtime.supervisor import ChildSpec, StackFailed, Supervisor
 from settings.config import Config
+from settings.credentials import resolved
+from settings.logs import RUN_ID_VARIABLE
 from topics.admin import ensure_topics
 from topics.errors import TopicError
 from topics.lag import committed_offsets
-from topics.names import EVENT_TOPICS, SAMPLES, join_group
-from trainer.source import trainer_group
+from topics.names import EVENT_TOPICS, SAMPLES, join_group, trainer_group
 
 METRIC_CHILDREN = ("join", "trainer", "reader")
 
@@ -135,7 +135,7 @@ class Stack:
             end_strays(self.run_id)
 
     def _require_given_broker(self) -> str:
-        extra = self.config.kafka.extra
+        extra = resolved(self.config.kafka.extra)
         found = cluster_id_at(self.bootstrap, timeout_s=10, **extra)
         if found is None:
             raise BrokerError(f"no Kafka broker answers at {self.bootstrap} (kafka.bootstrap)")

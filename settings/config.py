@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from settings import models
+from settings.credentials import literal_secrets
 from settings.duration import DurationMs
 from settings.lifetimes import AdmissionConfig, ExpiryConfig
 from settings.optimizers import OptimizerConfig
@@ -42,7 +43,20 @@ class KafkaConfig(Section):
     replication: Annotated[int, Field(ge=1, le=10)] = 1
     """Replication factor of topics that headwater creates."""
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Handed to librdkafka as they are (security.protocol, sasl.*, ssl.*)."""
+    """Handed to librdkafka as they are (security.protocol, sasl.*, ssl.*), and to Flink's client in
+    its words. A value may say where it is, `file:PATH` or `env:NAME`; a secret must."""
+
+    @field_validator("extra")
+    @classmethod
+    def _secrets_are_elsewhere(
+        cls, extra: dict[str, str | int | float | bool]
+    ) -> dict[str, str | int | float | bool]:
+        if literal := literal_secrets(extra):
+            raise ValueError(
+                f"{', '.join(literal)}: a secret does not belong into a config, which is copied and"
+                ' shown; expected where it is, "file:PATH" or "env:NAME"'
+            )
+        return extra
 
 
 class EventsConfig(Section):

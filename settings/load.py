@@ -16,15 +16,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from settings.config import Config
+from settings.errors import ConfigError
 
 ENV_PREFIX = "HEADWATER__"
-
-
-class ConfigError(ValueError):
-    """The config is wrong. `str()` is one line per problem: where, what was expected, what came.
-
-    Operator action: correct the named values; nothing was started.
-    """
+__all__ = ["ENV_PREFIX", "ConfigError", "LoadedConfig", "load_config"]
 
 
 class LoadedConfig:

@@ -19,6 +19,7 @@ import structlog
 
 from settings.config import Config
 from settings.load import ConfigError, load_config
+from settings.logs import configure_logs
 from stream.errors import JoinError
 from stream.flink_rest import FlinkRest
 from stream.floor import WatermarkFloor
@@ -106,7 +107,14 @@ def _run(arguments: argparse.Namespace, config: Config, bootstrap: str, stop: _S
     if arguments.detach:
         return
     if arguments.metrics_port is not None:
-        port = serve_metrics(config, bootstrap, arguments.metrics_port, rest, job.job_id)
+        port = serve_metrics(
+            config,
+            bootstrap,
+            arguments.metrics_port,
+            rest,
+            job.job_id,
+            state_dir=arguments.state_dir,
+        )
         _log.info("join_metrics", url=f"http://{config.metrics.host}:{port}/metrics")
     stop.running = True
     floor = WatermarkFloor(rest, job.job_id, arguments.state_dir)
@@ -174,7 +182,7 @@ def main(argv: list[str]) -> int:
     """Returns the exit status; see the module."""
     arguments = _arguments(argv)
     stop = _Stop()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_logs("join")
     try:
         config = load_config(arguments.config).config
         bootstrap = arguments.bootstrap or config.kafka.bootstrap

@@ -80,6 +80,8 @@ _PY4J = "An error occurred while calling"
 _LOG_TAIL_CHARS = 500_000
 _HINTS = (
     ("transaction timeout", "lower join.transaction_timeout, or raise transaction.max.timeout.ms"),
+    ("AuthorizationException", "`headwater acls` prints the rights that the join needs"),
+    ("AuthenticationException", "the broker did not let it in: check kafka.extra (sasl.*, ssl.*)"),
     ("Connection refused", "the join's JVM died; see its log and stderr.log"),
     ("Could not find any factory", "build the jars: make jars"),
     ("TimeoutException", "is the broker at kafka.bootstrap up and reachable?"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from settings.config import Config
+from topics.disk import DiskSpace
 from topics.lag import LagMonitor, committed_offsets
 from topics.metrics import MetricsServer
 from topics.names import STREAMS, join_group
@@ -175,11 +177,14 @@ def _operator_metrics(found: dict[str, dict[str, float]]) -> Iterator[Metric]:
     yield latency
 
 
-def serve_metrics(config: Config, bootstrap: str, port: int, rest: str, job_id: str) -> int:
+def serve_metrics(
+    config: Config, bootstrap: str, port: int, rest: str, job_id: str, *, state_dir: Path
+) -> int:
     """Serve until the process ends; returns the real port. Raises OSError when it is taken."""
     registry = CollectorRegistry()
     metrics = JoinMetrics(rest, job_id)
     registry.register(metrics)
+    registry.register(DiskSpace("join", state_dir))
     group = join_group(config)
     offsets = committed_offsets(config, bootstrap, group, STREAMS)
     registry.register(LagMonitor(config, bootstrap, group, STREAMS, offsets))

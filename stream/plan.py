@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from settings.config import Config
+from settings.credentials import resolved
+from settings.errors import ConfigError
 from stream.floor import FILE as FLOOR_FILE
 from topics.names import (
     CONVERSIONS,
@@ -40,6 +42,13 @@ SINK_SETTINGS = {
 JAR_CONTRACT = 2
 """What this module and the operator's jar agree on: table options, job parameters, columns. Raised
 by one in both (`stream/java/src/main/resources/dev/headwater/join/contract`) when one changes."""
+_LIBRDKAFKA_ONLY = (
+    "ssl.certificate.",
+    "ssl.key.",
+    "ssl.keystore.",
+    "sasl.oauthbearer.",
+    "enable.ssl.certificate.verification",
+)
 SOURCE_SETTINGS = {"properties.max.poll.records": "4000"}
 
 
@@ -211,15 +220,26 @@ def _kafka_options(config: Config, bootstrap: str) -> dict[str, str]:
         "properties.reconnect.backoff.ms": "50",
         "properties.reconnect.backoff.max.ms": "1000",
     }
-    return options | {f"properties.{k}": v for k, v in _java_client(config.kafka.extra).items()}
+    return options | {f"properties.{k}": v for k, v in _java_client(config).items()}
 
 
-def _java_client(extra: Mapping[str, str | int | float | bool]) -> dict[str, str]:
-    """librdkafka's security settings in the Java client's words; its tuning is not for Java."""
+def _java_client(config: Config) -> dict[str, str]:
+    """librdkafka's security settings in the Java client's words; its tuning is not for Java.
+
+    Raises ConfigError for those that have no such words: left out, they would fail far from here.
+    """
+    extra = resolved(config.kafka.extra)
+    if unknown := [name for name in extra if name.startswith(_LIBRDKAFKA_ONLY)]:
+        raise ConfigError(
+            f"kafka.extra: the join's client has no {', '.join(unknown)}; expected sasl.mechanism, "
+            "sasl.username, sasl.password and ssl.ca.location"
+        )
     java: dict[str, str] = {}
     for name, value in extra.items():
-        if name in ("security.protocol", "ssl.endpoint.identification.algorithm"):
-            java[name] = str(value)
+        if name == "security.protocol":
+            java[name] = str(value).upper()
+        elif name == "ssl.endpoint.identification.algorithm":
+            java[name] = "" if value == "none" else str(value)
         elif name in ("sasl.mechanism", "sasl.mechanisms"):
             java["sasl.mechanism"] = str(value)
         elif name == "ssl.ca.location":

@@ -13,6 +13,7 @@ import pytest
 
 from runtime.broker import EmbeddedBroker
 from settings.java import JAVA_OPTIONS
+from tests import broker_container
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 _count = itertools.count()
@@ -38,10 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """host:port of a real broker: $HEADWATER_TEST_BOOTSTRAP, else an embedded one."""
+    """host:port of a real broker: $HEADWATER_TEST_BOOTSTRAP, else compose's own in a container
+    where an engine has its image, else an embedded one."""
     given = os.environ.get("HEADWATER_TEST_BOOTSTRAP")
     if given:
         yield given
+        return
+    if broker_container.is_there():
+        with broker_container.container_broker() as at:
+            yield at
         return
     with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as broker:
         yield broker.bootstrap

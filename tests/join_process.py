@@ -72,7 +72,7 @@ class JoinProcess:
         return self._log.read_text(encoding="utf-8")[-4000:] if self._log.exists() else ""
 
     def metrics_port(self) -> int:
-        found = re.findall(r"url=http://127.0.0.1:(\d+)/metrics", self.said())
+        found = re.findall(r"http://127.0.0.1:(\d+)/metrics", self.said())
         return int(found[-1])
 
 

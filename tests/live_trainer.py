@@ -17,9 +17,8 @@ from tests.sample_stream import config_toml
 from topics.admin import ensure_topics
 from topics.lag import committed_offsets
 from topics.manifest import Manifest, decode_manifest
-from topics.names import MANIFEST, SAMPLES
+from topics.names import MANIFEST, SAMPLES, trainer_group
 from topics.scan import end_offsets, read_to_end
-from trainer.source import trainer_group
 
 
 class LiveTrainer:

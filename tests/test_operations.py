@@ -162,7 +162,7 @@ def test_the_replay_stops_where_the_live_job_begins(life: _Life) -> None:
     hand_over = life.hand_over.hand_over
     assert hand_over == {"impressions": {0: PAIRS + LIKES}, "conversions": {0: PAIRS + LIKES}}
     assert life.hand_over.savepoint is not None
-    assert f"restored_from={life.hand_over.savepoint}" in life.join.said()
+    assert f'"restored_from": "{life.hand_over.savepoint}"' in life.join.said()
 
 
 def test_nothing_is_lost_and_nothing_twice(life: _Life) -> None:

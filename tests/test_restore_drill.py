@@ -21,9 +21,8 @@ from settings.config import Config
 from tests import test_trainer_kill as killing
 from tests.knobs import PROVE
 from topics.lag import committed_offsets
-from topics.names import MANIFEST, SAMPLES
+from topics.names import MANIFEST, SAMPLES, trainer_group
 from topics.scan import end_offsets
-from trainer.source import trainer_group
 
 pytestmark = [
     pytest.mark.slow,

@@ -26,10 +26,9 @@ from tests.sample_log import KINDS, SLOTS_TOML, samples
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.lag import committed_offsets
-from topics.names import REPRESENTATION_TOPICS, SAMPLES
+from topics.names import REPRESENTATION_TOPICS, SAMPLES, trainer_group
 from topics.sample import encode_sample
 from topics.scan import end_offsets, read_to_end
-from trainer.source import trainer_group
 from trainer.step import row_layout
 
 IMPRESSIONS = 6_000

@@ -24,12 +24,12 @@ from tests.sample_stream import config_toml, make_samples
 from topics.admin import ensure_topics
 from topics.client import consumer_settings, producer_settings
 from topics.manifest import decode_manifest
-from topics.names import MANIFEST, SAMPLES
+from topics.names import MANIFEST, SAMPLES, trainer_group
 from topics.representation import decode
 from topics.sample import Sample, encode_sample
 from topics.scan import end_offsets, read_to_end
 from trainer.errors import SourceGap
-from trainer.source import KafkaSource, trainer_group
+from trainer.source import KafkaSource
 from trainer.step import row_layout
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

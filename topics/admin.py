@@ -27,7 +27,11 @@ def ensure_topics(config: Config, bootstrap: str, *, timeout_seconds: float = 30
     """
     admin = admin_client(config, bootstrap)
     with kafka_errors(f"listing the topics of {bootstrap}"):
-        existing = admin.list_topics(timeout=timeout_seconds).topics
+        try:
+            existing = admin.list_topics(timeout=timeout_seconds).topics
+        except KafkaException:
+            admin.poll(0)  # if it was not let in, its error callback hears so only now
+            raise
     missing = [name for name in ALL_TOPICS if config.topic(name) not in existing]
     _create(admin, config, missing, timeout_seconds)
     if missing:

@@ -8,11 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from settings.config import Config
+from settings.credentials import resolved
+from topics.errors import name_principal, note_client_error
 from topics.names import record_bytes_max
 
 
 def client_settings(config: Config, bootstrap: str) -> dict[str, Any]:
-    """What producers, consumers and admin clients share."""
+    """What producers, consumers and admin clients share. Raises ConfigError for a secret that is
+    not where kafka.extra says."""
+    extra = resolved(config.kafka.extra)
+    name_principal(str(extra.get("sasl.username", "")))
     return {
         "bootstrap.servers": bootstrap,
         # A broker that restarts is back within seconds; the default back-off of 10 s would add
@@ -23,7 +28,8 @@ def client_settings(config: Config, bootstrap: str) -> dict[str, Any]:
         # would bury them (one every 30 ms while a broker is down). kafka.extra can ask for more.
         "log_level": 2,
         "allow.auto.create.topics": False,
-        **config.kafka.extra,
+        "error_cb": note_client_error,
+        **extra,
     }
 
 
@@ -44,7 +50,7 @@ def producer_settings(
     }
     if transactional_id is not None:
         settings["transactional.id"] = transactional_id
-    return settings | config.kafka.extra
+    return settings | resolved(config.kafka.extra)
 
 
 def consumer_settings(
@@ -66,5 +72,5 @@ def consumer_settings(
         "fetch.message.max.bytes": max(1_048_576, record_bytes),
         "fetch.max.bytes": max(52_428_800, 2 * record_bytes),
         "receive.message.max.bytes": max(100_000_000, 4 * record_bytes),
-        **config.kafka.extra,
+        **resolved(config.kafka.extra),
     }

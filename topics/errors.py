@@ -16,6 +16,7 @@ TopicError                    base; never raised bare by headwater's own checks
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,15 +76,37 @@ class PublisherFenced(TopicClientFatal):
     only one trainer runs per kafka.topic_prefix; this one must exit."""
 
 
+_KEPT_SECONDS = 60.0
+_principal = ""
+_not_let_in: tuple[float, str] | None = None
+
+
+def name_principal(name: str) -> None:
+    """Who this process is to Kafka, for what is said of a refusal; empty = not authenticated."""
+    global _principal  # noqa: PLW0603  a process has one principal, and errors are made far away
+    _principal = name
+
+
+def note_client_error(error: KafkaError) -> None:
+    """librdkafka's error callback: calls of a client that was not let in only say, much later, that
+    no broker answered; why is told here."""
+    global _not_let_in  # noqa: PLW0603
+    if error.code() in _UNTRUSTED:
+        _not_let_in = (time.monotonic(), error.str())
+
+
 _FENCED = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
+_UNTRUSTED = (
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError._AUTHENTICATION,
+    KafkaError._SSL,
+)
 _UNAUTHORIZED = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError._AUTHENTICATION,
-    KafkaError._SSL,
+    *_UNTRUSTED,
 )
 _UNKNOWN = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -91,10 +114,9 @@ _UNKNOWN = (
     KafkaError._UNKNOWN_PARTITION,
 )
 _TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+_UNANSWERED = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)
 _UNAVAILABLE = (
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TIMED_OUT,
+    *_UNANSWERED,
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._MSG_TIMED_OUT,
     KafkaError._RESOLVE,
@@ -116,20 +138,30 @@ def topic_error(error: KafkaError | KafkaException, doing: str) -> TopicError:
     code = error.code()
     if code in _FENCED:
         return PublisherFenced(f"{text}: another process uses the same transactional id")
-    if error.fatal():
-        return TopicClientFatal(text)
-    if error.txn_requires_abort():
-        return PublishAborted(text)
+    if code not in _UNAUTHORIZED:  # no retry helps, whatever else the client makes of it
+        if error.fatal():
+            return TopicClientFatal(text)
+        if error.txn_requires_abort():
+            return PublishAborted(text)
+    if code in _UNANSWERED and _not_let_in and time.monotonic() - _not_let_in[0] < _KEPT_SECONDS:
+        text, code = f"{text}: {_not_let_in[1]}", KafkaError._AUTHENTICATION
+    if code in _UNAUTHORIZED:
+        text += _refused(code)
     kinds: tuple[tuple[tuple[int, ...], type[TopicError]], ...] = (
         (_UNAUTHORIZED, TopicUnauthorized),
         (_UNKNOWN, TopicUnknown),
         (_TOO_LARGE, RecordTooLarge),
         (_UNAVAILABLE, TopicUnavailable),
     )
-    for codes, kind in kinds:
-        if code in codes:
-            return kind(text)
-    return TopicUnavailable(text) if error.retriable() else TopicError(text)
+    otherwise = TopicUnavailable if error.retriable() else TopicError
+    return next((kind for codes, kind in kinds if code in codes), otherwise)(text)
+
+
+def _refused(code: int) -> str:
+    who = f"User:{_principal}" if _principal else "this process, which names no sasl.username,"
+    if code in _UNTRUSTED:
+        return f": {who} was not let in; check kafka.extra (sasl.*, ssl.*)"
+    return f": {who} has no such right; `headwater acls` prints what each process needs"
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from topics.scan import Partition, partitions_of, scan_group
 Lag = tuple[int, float]
 """(records, seconds)."""
 
+_CLOSE_SECONDS = 2.0
 _LABELS = ("group", "topic", "partition")
 _log = structlog.get_logger()
 
@@ -85,9 +86,11 @@ class LagMonitor(Collector):
         yield seconds
 
     def close(self) -> None:
+        """Ends within two seconds: one that waits for a silent broker is left to end by itself."""
         self._stopping.set()
-        self._thread.join()
-        self._consumer.close()
+        self._thread.join(_CLOSE_SECONDS)
+        if not self._thread.is_alive():
+            self._consumer.close()
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -60,6 +60,11 @@ def join_group(config: Config) -> str:
     return f"{config.kafka.topic_prefix}.join"
 
 
+def trainer_group(config: Config) -> str:
+    """Consumer group under which lag monitors find how far the trainer's store is."""
+    return f"{config.kafka.topic_prefix}.trainer"
+
+
 def record_bytes_max(config: Config) -> int:
     """Largest record in bytes on any topic: the largest event and what the join adds to it."""
     return config.events.bytes_max + RECORD_OVERHEAD_BYTES

@@ -16,7 +16,13 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from settings.config import Config
 from topics.client import producer_settings
-from topics.errors import PublishAborted, TopicClientFatal, TopicUnavailable, topic_error
+from topics.errors import (
+    PublishAborted,
+    TopicClientFatal,
+    TopicUnauthorized,
+    TopicUnavailable,
+    topic_error,
+)
 from topics.manifest import (
     Manifest,
     PartitionOffsets,
@@ -64,6 +70,7 @@ class Publisher:
         self._config = config
         self._timeout_seconds = timeout_seconds
         self._failure: KafkaError | None = None
+        self._failed_topic = ""
         self._producer = Producer(
             producer_settings(config, bootstrap, transactional_id=transactional_id)
         )
@@ -144,7 +151,7 @@ class Publisher:
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
             if self._failure is None:
-                self._failure = error
+                self._failure, self._failed_topic = error, message.topic() or ""
             return
         topic, partition, offset = message.topic(), message.partition(), message.offset()
         assert topic is not None and partition is not None and offset is not None
@@ -190,13 +197,31 @@ class Publisher:
     def _abort(self, version: int, cause: Exception) -> Exception:
         """Abort the open transaction; the error to raise for `cause`."""
         doing = f"publishing version {version}"
-        found = topic_error(cause, doing) if isinstance(cause, KafkaException) else cause
+        if self._failure is not None:
+            doing += f" to {self._failed_topic}"
+        if isinstance(cause, KafkaException):
+            found: Exception = topic_error(self._reason(cause), doing)
+        else:
+            found = cause
         if isinstance(found, TopicClientFatal):
+            return found
+        if isinstance(found, TopicUnauthorized):  # nothing was let into it, so nothing is aborted
             return found
         self._abort_transaction()
         if type(found) in (TopicUnavailable, PublishAborted):
             return PublishAborted(f"{doing}: aborted, readers saw nothing: {found}")
         return found
+
+    def _reason(self, cause: KafkaException) -> KafkaException:
+        """Why the client threw away what was queued, where that is all that a delivery says: a
+        transaction that it has given up cannot be committed, and the refusal names the reason."""
+        if cause.args[0].code() == KafkaError._PURGE_QUEUE:
+            try:
+                with _client_errors():
+                    self._producer.commit_transaction(5)
+            except KafkaException as reason:
+                return reason
+        return cause
 
     def _abort_transaction(self) -> None:
         self._until_deadline("aborting a version", self._producer.abort_transaction)

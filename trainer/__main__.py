@@ -7,7 +7,6 @@ stderr; 2 = bad usage.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -21,7 +20,6 @@ from types import FrameType
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import msgspec
-import structlog
 import torch
 from prometheus_client import REGISTRY
 
@@ -29,12 +27,14 @@ from embedding_store.errors import StoreError
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from settings.load import ConfigError, load_config
+from settings.logs import configure_logs
 from topics.admin import ensure_topics
+from topics.disk import DiskSpace
 from topics.errors import TopicError
 from topics.history import read_old_version
 from topics.lag import LagMonitor
 from topics.metrics import MetricsServer
-from topics.names import SAMPLES
+from topics.names import SAMPLES, trainer_group
 from topics.publisher import Publisher
 from topics.scan import Partition
 from trainer.basis import adopt, published_vectors
@@ -46,7 +46,7 @@ from trainer.feed_process import FeedProcess, kafka_order
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
 from trainer.opening import open_store
-from trainer.source import retry_while_away, trainer_group
+from trainer.source import retry_while_away
 from trainer.steering import Steering
 
 _CHECKPOINT_WAIT_SECONDS = 10.0
@@ -56,10 +56,7 @@ _CHECKPOINT_WAIT_SECONDS = 10.0
 def main(arguments: list[str] | None = None) -> int:
     """Parse, run, and turn every expected failure into one line and an exit code."""
     options = _parse(arguments)
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    configure_logs("trainer")
     try:
         config = load_config(options.config).config
         check_model_name(config.model.name)
@@ -161,6 +158,7 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
 
             lag = LagMonitor(config, bootstrap, trainer_group(config), [SAMPLES], positions)
             REGISTRY.register(lag)
+            REGISTRY.register(DiskSpace("store", options.store))
             try:
                 loop.run(source, stop.is_set)
             finally:

@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 
 from settings.config import Config
+from settings.logs import configure_logs
 from topics import errors as topic_errors
 from topics.errors import TopicError
 from trainer import errors as trainer_errors
@@ -320,6 +321,7 @@ def _open(order: Order, config: Config) -> Source:
 
 def main(orders_fd: int, portions_fd: int) -> int:
     """The child of `FeedProcess`."""
+    configure_logs("feed")
     # Whoever asks the learner to stop (a terminal asks the whole group) gets its last commit; we
     # end when it closes the pipe, and at once when it dies.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from settings.config import Config
 from topics.client import consumer_settings
 from topics.errors import TopicError, TopicUnavailable, TopicUnknown, topic_error
-from topics.names import SAMPLES, partition_count
+from topics.names import SAMPLES, partition_count, trainer_group
 from topics.sample import Sample, decode_sample
 from topics.scan import end_offsets, log_span
 from trainer.errors import SourceGap, SourceLost
@@ -241,11 +241,6 @@ class KafkaSource:
         else:
             self._down_since = None
         self._probed = time.monotonic()
-
-
-def trainer_group(config: Config) -> str:
-    """Group under which lag monitors find how far the store is."""
-    return f"{config.kafka.topic_prefix}.trainer"
 
 
 def _record(message: Message, partition: int, offset: int) -> SourceRecord:

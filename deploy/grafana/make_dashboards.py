@@ -228,6 +228,11 @@ STORE = (
     ),
     Panel("Commits", (("rate(headwater_commit_seconds_count[1m])", "commits"),), "ops"),
     Panel(
+        "Free part of the disk",
+        (("headwater_disk_free_bytes / headwater_disk_size_bytes", "{{place}}"),),
+        "percentunit",
+    ),
+    Panel(
         "Memory of the trainer", (('process_resident_memory_bytes{job="trainer"}', "RSS"),), "bytes"
     ),
 )

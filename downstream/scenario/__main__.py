@@ -27,6 +27,7 @@ from downstream.scenario.model import READS, TRANSFERS, Shape, scenario_model
 from downstream.scenario.stream import ScenarioStream
 from downstream.transfer import TransferName
 from settings.load import ConfigError, load_config
+from settings.logs import configure_logs
 from topics.errors import TopicError
 from topics.names import Kind
 
@@ -37,6 +38,7 @@ _WIDTH_WAIT_SECONDS = 120.0
 def main() -> int:
     """0 = ran its time or was stopped, 1 = failed, 2 = bad usage."""
     arguments = _arguments()
+    configure_logs("scenario")
     try:
         config = load_config(arguments.config).config
     except ConfigError as error:

@@ -13,7 +13,7 @@ import typer
 from runtime.choices import chosen
 from runtime.verbs.stack import stop_on_sigterm
 
-BENCHMARKS = ("freshness", "join", "publish", "reader", "store", "train")
+BENCHMARKS = ("freshness", "join", "metrics", "publish", "reader", "store", "train")
 PARTS = {"store": ("in_memory", "beyond_memory", "on_disk", "commit", "row_precision")}
 """What a long benchmark can run alone."""
 _FOLDER = Path(__file__).resolve().parents[2] / "bench"

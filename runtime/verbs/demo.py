@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import orjson
-import structlog
 import typer
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from runtime.choices import chosen, positive_number
 from runtime.sources.catalog import SOURCES, open_source
 from runtime.spotlight import Sighting, describe
 from runtime.verbs.stack import stop_on_sigterm
+from settings.logs import configure_logs
 
 
 def demo(
@@ -93,14 +93,7 @@ def _log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a", encoding="utf-8")
     os.set_inheritable(file.fileno(), False)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(file),
-    )
+    configure_logs("supervisor", to=file)
 
 
 def _summarise(console: Console, found: dict[str, Any], report: Path | None) -> None:

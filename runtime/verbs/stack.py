@@ -16,6 +16,7 @@ from runtime.connection import DIR_OPTION
 from runtime.run_state import require_run
 from runtime.stack import Stack
 from runtime.supervisor import StackFailed
+from settings.logs import bind_run
 from stream.savepoint import request as request_savepoint
 
 _log = structlog.get_logger("headwater")
@@ -48,7 +49,7 @@ def up(
     config = read_config(config_file)
     try:
         with Stack(directory, config) as stack:
-            structlog.contextvars.bind_contextvars(run_id=stack.run_id)
+            bind_run(stack.run_id, "supervisor")
             started = time.monotonic()
             stack.start()
             assert stack.supervisor is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from runtime.prometheus import scrape_config
 from runtime.readout import Readout, rates, read_out, restarts
 from runtime.run_state import RunState, require_run
 from runtime.screen import freshness_table, processes_table, stages_table, tasks_table
+from runtime.status_page import page
 
 
 def status(
@@ -27,10 +29,16 @@ def status(
         False, "--prometheus", help="Print a prometheus.yml that scrapes this stack, nothing else."
     ),
     rules: Path = typer.Option(None, "--rules", help="With --prometheus: a file of alert rules."),
+    html: Path = typer.Option(
+        None, "--html", help="Write a page to this file; with --watch a live one, every 2 s."
+    ),
 ) -> None:
     """What a running stack does: processes, rates, lag, freshness, quality, newest version."""
     if prometheus:
         typer.echo(scrape_config(require_run(directory), rules=rules), nl=False)
+        return
+    if html is not None:
+        _write_page(directory, html, watch)
         return
     before = read_out(require_run(directory))
     with contextlib.suppress(KeyboardInterrupt):
@@ -50,6 +58,23 @@ def status(
                 live.update(_view(run, before, now))
                 before = now
                 time.sleep(1.0)
+
+
+def _write_page(directory: Path, file: Path, watch: bool) -> None:
+    """One look over a second, or with `watch` one every 2 s and the last five minutes of them."""
+    history: deque[Readout] = deque([read_out(require_run(directory))], maxlen=150)
+    part = file.with_name(f"{file.name}.part")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(2.0 if watch else 1.0)
+            run = require_run(directory)
+            history.append(read_out(run))
+            part.write_text(page(run, history, refresh_seconds=2 if watch else None), "utf-8")
+            part.replace(file)
+            if len(history) == 2:
+                typer.echo(f"{file.resolve().as_uri()}")
+            if not watch:
+                return
 
 
 def _print(run: RunState, before: Readout, now: Readout, as_json: bool) -> None:
