@@ -174,7 +174,7 @@ def test_a_live_trainer_publishes_serves_metrics_and_stops_when_asked(
         _produce(kafka, config, samples[200:])
         time.sleep(1.0)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0  # a machine may be busy with other things
     before = _manifests(kafka, config)
     done = subprocess.run(
         _command(config_file, kafka, tmp_path / "store", "--until-end"), timeout=120, check=False
