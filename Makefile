@@ -30,9 +30,10 @@ build/jars/.ready: $(JAVA_SOURCES)
 demo: setup ## the whole loop, live, for about a minute and a half; SOURCE=, DATA=, SECONDS_= to change it
 	$(BIN)/headwater demo --seconds $(or $(SECONDS_),90) $(if $(SOURCE),--source $(SOURCE)) $(if $(DATA),--data $(DATA))
 
-format: .venv/.ready ## rewrite the sources in the project's format
+format: .venv/.ready ## rewrite the sources in the project's format, and docs/reference from them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check -q --fix .
+	$(BIN)/python docs/make_reference.py
 
 check: setup ## format, lint, types, import rules and the fast tests
 	$(BIN)/ruff format --check .
