@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.kafka,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not PROVE, reason="a minute or two: part of the long count"),
+    pytest.mark.skipif(not PROVE, reason="a minute or two: make prove"),
 ]
 
 

@@ -36,6 +36,12 @@ CASES: list[tuple[KafkaError, type[TopicError]]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def nobody_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process have been: that is remembered for a minute."""
+    monkeypatch.setattr("topics.errors._not_let_in", None)
+
+
 @pytest.mark.parametrize(("error", "expected"), CASES)
 def test_error_is_named_with_what_was_being_done(
     error: KafkaError, expected: type[TopicError]

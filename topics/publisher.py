@@ -39,7 +39,7 @@ Record = tuple[str, bytes, bytes | None, Headers]
 
 
 @contextmanager
-def _client_errors() -> Iterator[None]:
+def _client_errors(producer: Producer) -> Iterator[None]:
     """A fatal error that arrives while delivery callbacks run surfaces from the client as a
     SystemError; raise the KafkaException behind it instead."""
     try:
@@ -48,6 +48,13 @@ def _client_errors() -> Iterator[None]:
         behind = error.__cause__ or error.__context__
         if isinstance(behind, KafkaException):
             raise behind from None
+        # Lost on its way through a callback. A client that is dead says so to every further call;
+        # this one changes nothing in an open transaction.
+        try:
+            producer.begin_transaction()
+        except KafkaException as fatal:
+            if fatal.args[0].fatal():
+                raise fatal from None
         raise
 
 
@@ -109,7 +116,7 @@ class Publisher:
             self._abort_transaction()
         self._failure = None
         try:
-            with _client_errors():
+            with _client_errors(self._producer):
                 self._producer.begin_transaction()
                 self._is_open = True
                 for name, key, value, headers in records:
@@ -130,7 +137,10 @@ class Publisher:
     def close(self) -> None:
         """Abort what is open, as far as the broker answers. Committed versions stay."""
         self._producer.purge()
-        with suppress(KafkaException), _client_errors():  # a fenced one says so once more
+        with (
+            suppress(KafkaException),
+            _client_errors(self._producer),
+        ):  # a fenced one says so once more
             self._producer.flush(1)
 
     def _produce(self, topic: str, key: bytes, value: bytes | None, headers: Headers) -> None:
@@ -217,7 +227,7 @@ class Publisher:
         transaction that it has given up cannot be committed, and the refusal names the reason."""
         if cause.args[0].code() == KafkaError._PURGE_QUEUE:
             try:
-                with _client_errors():
+                with _client_errors(self._producer):
                     self._producer.commit_transaction(5)
             except KafkaException as reason:
                 return reason
@@ -233,7 +243,7 @@ class Publisher:
         deadline = time.monotonic() + self._timeout_seconds
         while True:
             try:
-                with _client_errors():
+                with _client_errors(self._producer):
                     call(max(1.0, deadline - time.monotonic()))
             except KafkaException as error:
                 found = topic_error(error, doing)
