@@ -111,7 +111,9 @@ def test_second_publisher_fences_the_first(kafka: str, prefix: str) -> None:
     first = Publisher(config, kafka, f"{prefix}-publisher")
     first.publish(1, records([representation("a", 1)]), manifest(1))
     second = Publisher(config, kafka, f"{prefix}-publisher")
-    with pytest.raises(PublisherFenced, match=r"publishing version 2( to \S+)?: .*another process uses"):
+    with pytest.raises(
+        PublisherFenced, match=r"publishing version 2( to \S+)?: .*another process uses"
+    ):
         first.publish(2, records([representation("a", 2)]), manifest(2))
     second.publish(2, records([representation("a", 2)]), manifest(2))
     assert [key for key, _ in _read(config, kafka, MANIFEST)] == [b"1", b"2"]
