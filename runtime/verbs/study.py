@@ -23,7 +23,12 @@ def study(
     seeds: int = typer.Option(5, "--seeds", min=1, help="Runs per arm."),
     quick: bool = typer.Option(False, "--quick", help="A small stream: proves that it runs."),
     data: Path = typer.Option(None, "--data", help="deskdrop, kuairand: where the log lies."),
-    out: Path = typer.Option(ROOT / "docs" / "studies", "--out", help="Where the results go."),
+    out: Path = typer.Option(
+        ROOT / "docs" / "studies",
+        "--out",
+        show_default="docs/studies",
+        help="Where the results go.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result, too."),
 ) -> None:
     """Compare arms on the same stream; the table is written whatever it says."""

@@ -13,7 +13,12 @@ from runtime.verbs.study import ROOT, run_script
 app = typer.Typer(help="Measure what published vectors are worth downstream.", no_args_is_help=True)
 _SEEDS = typer.Option(5, "--seeds", min=1, help="Runs per arm.")
 _QUICK = typer.Option(False, "--quick", help="A small stream: proves that it runs.")
-_OUT = typer.Option(ROOT / "docs" / "studies", "--out", help="Where table and plot go.")
+_OUT = typer.Option(
+    ROOT / "docs" / "studies",
+    "--out",
+    show_default="docs/studies",
+    help="Where table and plot go.",
+)
 _JSON = typer.Option(False, "--json", help="Print the result, too.")
 
 
