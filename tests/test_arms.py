@@ -101,6 +101,8 @@ def test_drift_is_raised_on_a_shift_and_not_on_noise(tmp_path: Path) -> None:
     config, draw = make_config(), np.random.default_rng(0)
     with _open(tmp_path, config) as store:
         monitor = DriftMonitor(store, ("click",))
+        for _ in range(2):
+            monitor.prepare()
         for n in range(40):
             assert not monitor.close_window(n * HOUR_MS, _window(0.1, 0.1, draw))
         for n in range(40, 60):  # calibration is lost: twice too high

@@ -7,7 +7,9 @@ POSITIVES_MIN positives: fewer are noise. What each window said when it closed i
 
 from __future__ import annotations
 
+import importlib
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +41,7 @@ class DriftMonitor:
         self._tasks = tasks
         self._detectors: dict[tuple[str, str], Any] = {}
         self._collected = {task: Sums() for task in tasks}
+        self._loading: threading.Thread | None = None
         self.closed_to = ALL_TIME
         """The newest window taken."""
         self.alarms: list[Drift] = []
@@ -55,6 +58,15 @@ class DriftMonitor:
         dumped = {task: own.dump() for task, own in sums.items()}
         self._store.put(SPACE, b"%020d" % window_ms, msgspec.msgpack.encode(dumped))
         return self._take(window_ms, sums)
+
+    def prepare(self) -> None:
+        """Load the detectors beside the learning, before the first window closes: that takes
+        seconds, which every vector of the time would otherwise wait for. May be called often."""
+        if self._loading is None:
+            self._loading = threading.Thread(
+                target=importlib.import_module, args=("river.drift",), name="drift", daemon=True
+            )
+            self._loading.start()
 
     def newest(self, task: str) -> int | None:
         """Window of the task's newest alarm."""
@@ -87,7 +99,7 @@ class DriftMonitor:
 
 def _detectors(tasks: tuple[str, ...]) -> dict[tuple[str, str], Any]:
     """(task, measure) -> detector."""
-    from river import drift  # takes seconds: not before a window has closed
+    from river import drift  # takes seconds, see `prepare`: not at every start
 
     found: dict[tuple[str, str], Any] = {}
     for task in tasks:

@@ -262,6 +262,8 @@ class Loop:
         waited = finals[~first_sight[finals]]
         logits[waited] = self.evaluation.recall([samples.impressions[b] for b in waited.tolist()])
         finals = finals[samples.kept[finals]]  # a fair share of all impressions
+        if self.drifts is not None:
+            self.drifts.prepare()  # a window will close
         return partial(
             self.evaluation.score,
             logits[finals],
