@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from topics.errors import RecordInvalid
+from topics.json_record import decode_json
 
 
 class Attribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +21,4 @@ _attribution = msgspec.json.Decoder(Attribution)
 
 def decode_attribution(value: bytes) -> Attribution:
     """Raises RecordInvalid with what was expected and what came."""
-    try:
-        return _attribution.decode(value)
-    except msgspec.DecodeError as error:
-        raise RecordInvalid(f"not an attribution: {error}") from error
+    return decode_json(_attribution, value, "an attribution")

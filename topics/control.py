@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from settings.config import Config
-from topics.errors import RecordInvalid
+from topics.json_record import decode_json
 from topics.names import CONTROL
 from topics.writing import write_durably
 
@@ -35,10 +35,7 @@ _command = msgspec.json.Decoder(Command)
 
 def decode_command(value: bytes) -> Command:
     """Raises RecordInvalid."""
-    try:
-        return _command.decode(value)
-    except msgspec.DecodeError as error:
-        raise RecordInvalid(f"not a command: {error}") from error
+    return decode_json(_command, value, "a command")
 
 
 def send_command(

@@ -13,7 +13,7 @@ import msgspec
 
 from settings.config import Config
 from topics.admin import ensure_topics
-from topics.errors import RecordInvalid
+from topics.json_record import decode_json
 from topics.names import POINTER
 from topics.scan import read_to_end
 from topics.writing import write_durably
@@ -35,10 +35,7 @@ _pointer = msgspec.json.Decoder(Pointer)
 
 def decode_pointer(value: bytes) -> Pointer:
     """Raises RecordInvalid."""
-    try:
-        return _pointer.decode(value)
-    except msgspec.DecodeError as error:
-        raise RecordInvalid(f"not a pointer: {error}") from error
+    return decode_json(_pointer, value, "a pointer")
 
 
 def read_pointer(config: Config, bootstrap: str) -> Pointer | None:
