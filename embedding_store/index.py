@@ -189,8 +189,10 @@ def _find(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _assign(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
     size, one = np.uint64(table.shape[0]), np.uint64(1)
-    low = np.uint64(0xFFFFFFFF)
-    for i in range(keys.shape[0]):
+    low, many = np.uint64(0xFFFFFFFF), keys.shape[0]
+    for i in range(many):
+        if i + AHEAD < many:
+            prefetch(table, np.int64(_home(keys[i + AHEAD], size)), 0)
         key = keys[i]
         at = _home(key, size)
         while table[at, 0] != key and table[at, 0] != 0:
@@ -202,7 +204,10 @@ def _assign(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _delete(table, keys) -> None:  # type: ignore[no-untyped-def]
     size, one = np.uint64(table.shape[0]), np.uint64(1)
-    for i in range(keys.shape[0]):
+    many = keys.shape[0]
+    for i in range(many):
+        if i + AHEAD < many:
+            prefetch(table, np.int64(_home(keys[i + AHEAD], size)), 0)
         hole = _home(keys[i], size)
         while table[hole, 0] != keys[i] and table[hole, 0] != 0:
             hole = hole + one if hole + one < size else np.uint64(0)

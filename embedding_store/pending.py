@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from embedding_store.builder import TableBuilder
-from embedding_store.commit import Changes, CommitRecord, next_record, writes_of
+from embedding_store.commit import Changes, CommitRecord, next_record, row_keys_of, writes_of
 from embedding_store.errors import StoreMisuse
 from embedding_store.rocks import Rocks
 from embedding_store.state import StagedState
@@ -102,13 +102,16 @@ class Commits:
 
     def _write_table(self, changes: Changes, last: CommitRecord, rows_total: int) -> Written:
         table, record, table_bytes = self.builder.build(changes, last, rows_total)
-        self._rocks.ingest(table)
+        with self._tiers.cold.taking_in(table):
+            self._rocks.ingest(table)
         return record, table_bytes
 
     def _write_batch(self, changes: Changes, rows_total: int) -> Written:
         changes = changes.sorted()
         record = next_record(self.newest, changes, rows_total)
-        self._rocks.write(writes_of(record, changes))
+        keys = np.concatenate([row_keys_of(changes.rows), changes.deleted])
+        with self._tiers.cold.logging(keys):
+            self._rocks.write(writes_of(record, changes))
         return record, 0
 
     def settle(self) -> int:

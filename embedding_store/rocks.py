@@ -61,6 +61,7 @@ class Rocks:
         cache by, for stores far larger than it; "auto" chooses by the size at opening.
         `read_only` changes no file, and needs the database to be there.
         """
+        self._directory = directory
         self.reads = _fitting_reads(directory) if reads == "auto" else reads
         self._readers: ThreadPoolExecutor | None = None
         access = (
@@ -162,7 +163,7 @@ class Rocks:
         Returns when RocksDB's list of tables names it durably; `table` is moved. The memtable is
         flushed before, since that lets go of Python's lock and the taking-in does not.
         """
-        if int(self.property("rocksdb.num-entries-active-mem-table") or "1"):
+        if not self.log_is_empty:
             self.flush()
         taking = rocksdict.IngestExternalFileOptions()
         taking.set_move_files(True)
@@ -174,6 +175,17 @@ class Rocks:
             f"checkpoint target=`{target}`",
             lambda: rocksdict.Checkpoint(self._db).create_checkpoint(str(target)),
         )
+
+    def live_tables(self) -> list[Path]:
+        """Table files, newest content first: of two that hold a key, the first one counts."""
+        live = _mapped("list tables", self._db.live_files)
+        return [self._directory / f["name"].lstrip("/") for f in live]
+
+    @property
+    def log_is_empty(self) -> bool:
+        """Whether everything written is in tables, and nothing of it only in memory and the log."""
+        names = ("num-entries-active-mem-table", "num-immutable-mem-table")
+        return not any(int(self.property(f"rocksdb.{name}") or "1") for name in names)
 
     def table_ranges(self) -> dict[str, tuple[bytes, bytes]]:
         """File name of each live table -> (first, last) key in it."""

@@ -123,9 +123,8 @@ class EmbeddingStore:
         """
         if cache_rows_max < 2:
             raise CacheTooSmall(1, cache_rows_max)
-        path = Path(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            (path := Path(path)).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnreadable(f"cannot create the store's directory: path=`{path}`") from error
         lock = OwnerLock(path, owner)
@@ -415,6 +414,7 @@ class EmbeddingStore:
         try:
             self._tiers.prefetched.close()
             self._commits.close()
+            self._tiers.cold.close()
             self._rocks.close()
             write_reached(self.path, self._commits.newest)
         except StoreError:

@@ -16,7 +16,7 @@ another's place.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -62,6 +62,19 @@ class _Block:
     """Without the trailer."""
 
 
+@dataclass(frozen=True, slots=True)
+class TableLayout:
+    """Where a table's data blocks are told, and what their checksums are changed by."""
+
+    index_offset: int
+    index_size: int
+    blocks: int
+    entries: int
+    context: int
+    is_right: Callable[[int, int], bool]
+    """Whether the block at (offset, size) passes its checksum and is not compressed."""
+
+
 class _Damaged(Exception):
     def __init__(self, offset: int, reason: str) -> None:
         self.fault = TableFault(offset, reason)
@@ -76,6 +89,14 @@ def check_table(file: Path) -> TableCheck:
         return TableCheck(0, (damaged.fault,))
     except (IndexError, ValueError, struct.error) as error:  # a right checksum over nonsense
         return TableCheck(0, (TableFault(0, f"cannot be read: {error}"),))
+
+
+def read_layout(data: memoryview) -> TableLayout | None:
+    """Of a whole file; None if it is damaged, or of a form that not every reader of ours knows."""
+    try:
+        return _Table(data).layout()
+    except (_Damaged, IndexError, ValueError, KeyError, struct.error):
+        return None
 
 
 class _Table:
@@ -106,6 +127,29 @@ class _Table:
             after = last
         faults += self._gaps([meta, *blocks.values(), *(block for _, block in rows)])
         return TableCheck(self._blocks, tuple(faults))
+
+    def layout(self) -> TableLayout | None:
+        """Raises _Damaged, IndexError, ValueError, KeyError, struct.error."""
+        meta = self._footer()
+        if meta is None:
+            return None
+        names = dict(_entries(self._verified(meta)))
+        index = _Block(*_two_varints(names[_INDEX]))
+        told = _Block(*_two_varints(names[_PROPERTIES]))
+        found = dict(_entries(self._verified(told)))
+        self._verified(index)
+        if self._data[index.offset + index.size] or _count(found, "num.range-deletions"):
+            return None
+        return TableLayout(
+            index_offset=index.offset,
+            index_size=index.size,
+            blocks=_count(found, "num.data.blocks"),
+            entries=_count(found, "num.entries"),
+            context=self._context,
+            is_right=lambda offset, size: (
+                self._fault(_Block(offset, size), "data") is None and not self._data[offset + size]
+            ),
+        )
 
     def _footer(self) -> _Block | None:
         """The meta index' place; None for a table of another format."""
@@ -185,6 +229,10 @@ class _Table:
             at = block.offset + block.size + _TRAILER
         if at != self._footer_at:
             yield TableFault(at, "bytes that belong to no block")
+
+
+def _count(properties: dict[bytes, bytes], name: str) -> int:
+    return _varint(memoryview(properties[f"rocksdb.{name}".encode()]), 0)[0]
 
 
 def _last_byte(value: int) -> int:

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_store.cold_rows import ColdRows
 from embedding_store.commit import row_keys_of
 from embedding_store.errors import CacheTooSmall, StoreMisuse
 from embedding_store.layout import RowLayout
@@ -92,11 +93,12 @@ class Tiers:
         admission: Admission | None = None,
     ) -> None:
         self.words = form.words
+        self.cold = ColdRows(rocks, form.words)
         self.slab = slab
         self.spill = Spill(form.words)
         self.waiting = Spill(form.words)
         """Of the commit under way; empty between commits."""
-        self.prefetched = Prefetched(self._read_disk, form.words)
+        self.prefetched = Prefetched(self.cold.read, form.words)
         self.counts = TierCounts()
         self.rows_gained = 0
         """Created less deleted since the last commit began."""
@@ -175,7 +177,7 @@ class Tiers:
         rows, there, known = self.prefetched.take(keys)
         unread = rest[~known[rest]]
         if len(unread):
-            read, on_disk = self._read_disk(keys[unread])
+            read, on_disk = self.cold.read(keys[unread])
             rows[unread[on_disk]] = read
             there[unread] = on_disk
         self.counts.cold += int(there[rest].sum())
@@ -226,9 +228,6 @@ class Tiers:
         for spill, chosen in ((self.spill, rows[changed]), (self.waiting, rows[~changed])):
             if len(chosen):
                 spill.add(row_keys_of(chosen), chosen)
-
-    def _read_disk(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        return self._rocks.get_rows(keys, self._form.words)
 
     def prefetch(self, ids: NDArray[np.uint64]) -> None:
         """Start reading those of `ids` that only the disk has."""
@@ -299,7 +298,7 @@ class Tiers:
             rows[here], gone = spill.at(at[at >= 0])
             found[here] = ~gone
             rest = rest[at < 0]
-        read, there = self._read_disk(keys[rest])
+        read, there = self.cold.read(keys[rest])
         rows[rest[there]] = read
         found[rest[there]] = True
         return rows, found

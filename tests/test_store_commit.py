@@ -41,6 +41,7 @@ def _stopped_builder(store: EmbeddingStore) -> Iterator[None]:
     pid = store._commits.builder.child_pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, os.WUNTRACED)  # until it stands still: before that it still reads
     try:
         yield
     finally:
