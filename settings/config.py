@@ -204,7 +204,7 @@ class TrainerConfig(Section):
 
 class EvaluationConfig(Section):
     arms: bool = False
-    """Score the model of the first boundary (frozen) and of the last one (daily) beside the live
+    """Score the model of the first commit (frozen) and of the last boundary (daily) beside the live
     one, on the same share of impressions."""
     arms_every: DurationMs = 86_400_000
     """Event time between two boundaries."""

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.sample_stream import config_toml, make_samples, write_samples
+from embedding_store.reading import StoreReader
+from embedding_store.store import EmbeddingStore
+from tests.sample_stream import config_toml, make_config, make_samples, write_samples
+from trainer.analysis.activations import layer_ranks
 from trainer.analysis.measures import (
     contradictory,
     distances,
@@ -21,6 +24,11 @@ from trainer.analysis.measures import (
     mutual_information,
     spearman,
 )
+from trainer.batch import build_batch
+from trainer.feed import Feed
+from trainer.loop import Loop
+from trainer.source import FileSource
+from trainer.step import row_layout
 
 
 def test_abundance_from_the_gram_matrix_is_that_of_the_singular_values() -> None:
@@ -88,6 +96,35 @@ def test_information_is_that_of_the_formula_and_nothing_by_chance() -> None:
     noisy = draw.random(200_000) < np.where(codes == 1, 0.9, 0.1)
     entropy = -(0.9 * np.log2(0.9) + 0.1 * np.log2(0.1))
     assert mutual_information(codes, noisy) == pytest.approx(1 - entropy, abs=0.01)
+
+
+@pytest.mark.parametrize("model", ["dcn", "rankup"])
+def test_layers_of_a_store_are_those_of_the_model_that_learnt_it(
+    tmp_path: Path, model: str
+) -> None:
+    """Samples with unknown values among them; dcn taps vectors, rankup tokens."""
+    config = make_config(model={"name": model})
+    samples = make_samples(600)
+    file = write_samples(samples[:500], tmp_path / "s.jsonl")
+    layout = row_layout(config)
+    with EmbeddingStore.open(tmp_path / "st", layout, cache_rows_max=4096, owner="test") as store:
+        loop = Loop(config, store, sink=None)
+        feed = Feed(FileSource(file, {}), loop.plan, config.trainer)
+        loop.run(feed)
+        feed.close()
+        tap = loop.learner.model.tap
+        tap.seen = {}
+        loop.learner.predict(build_batch(samples[300:], loop.plan))
+        seen = {name: layer.double().numpy() for name, layer in tap.seen.items()}
+    with StoreReader(tmp_path / "st", "test") as reader:
+        found = layer_ranks(reader, config, samples[300:])
+    assert list(found) == list(seen)
+    assert any(layer.ndim == (3 if model == "rankup" else 2) for layer in seen.values())
+    for name, layer in seen.items():
+        each = layer if layer.ndim == 3 else layer[None]
+        expected = np.mean([effective_rank(x) for x in each])
+        assert found[name]["effective_rank"] == pytest.approx(expected, rel=1e-3)
+        assert found[name]["of"] == min(layer.shape[-2:])
 
 
 @pytest.mark.slow

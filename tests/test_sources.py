@@ -43,6 +43,24 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not() -> None:
     assert _events(**few) != _events(**few, seed=1)
 
 
+def test_interests_that_stop_change_the_probabilities_from_then_on_and_nothing_else() -> None:
+    few = {"impressions_max": 2_000, "drift_ms": 20_000}  # 200 a second: 10 s
+    middle = START_MS + 5_000
+    stopped, drifting = (
+        [orjson.loads(e.truth) for e in _events(**few, **more) if e.truth is not None]
+        for more in ({"drift_until_ms": middle}, {})
+    )
+    assert [t["impression_id"] for t in stopped] == [t["impression_id"] for t in drifting]
+    assert [t["event_ms"] for t in stopped] == [t["event_ms"] for t in drifting]
+    same = [
+        a["probabilities"] == b["probabilities"] for a, b in zip(stopped, drifting, strict=True)
+    ]
+    times = [t["event_ms"] for t in drifting]
+    chunk_ms = 2_000  # interests change once per 256 impressions
+    assert all(s for s, at in zip(same, times, strict=True) if at < middle - chunk_ms)
+    assert not any(s for s, at in zip(same, times, strict=True) if at > middle + chunk_ms)
+
+
 @pytest.mark.slow
 def test_rates_agree_with_the_true_probabilities(honest: list[TrafficEvent]) -> None:
     truth = {}

@@ -95,10 +95,16 @@ class Arms:
         for copy in self._copies.values():
             self._arm(copy)
 
+    @property
+    def boundary(self) -> int | None:
+        """Number of the boundary (event time / arms_every) that yesterday's model is of."""
+        newest = self._copies.get(DAILY)
+        return None if newest is None else newest.boundary
+
     def due(self, now_ms: int) -> bool:
         """Whether event time has passed a boundary since the newest copy."""
-        newest = self._copies.get(DAILY)
-        return now_ms >= 0 and (newest is None or now_ms // self._every_ms > newest.boundary)
+        newest = self.boundary
+        return now_ms >= 0 and (newest is None or now_ms // self._every_ms > newest)
 
     def snapshot(self, now_ms: int) -> None:
         """Copy the last commit: yesterday's model from here on, and the frozen one if none is yet.

@@ -64,8 +64,11 @@ class SimulatedTraffic:
         agreement: float = AGREEMENT,
         logit_shift: float = 0.0,
         drift_ms: float = DRIFT_MS,
+        drift_until_ms: float = math.inf,
     ) -> None:
-        """`drift_ms`: event time in which a user's interests change altogether."""
+        """`drift_ms`: event time in which a user's interests change altogether. `drift_until_ms`:
+        they stay as they are then, and the same users see the same items: what a model that knew
+        all of that moment would say of later impressions."""
         self._start_ms = start_ms
         self._seed = seed
         self._rate = rate
@@ -75,7 +78,7 @@ class SimulatedTraffic:
         self._lateness_ms = lateness_ms
         self._faults = faults
         self._agreement, self._logit_shift = agreement, logit_shift
-        self._drift_ms = drift_ms
+        self._drift = (drift_ms, drift_until_ms)
 
     def config_values(self) -> Mapping[str, Any]:
         slots: dict[str, dict[str, Any]] = {
@@ -125,7 +128,8 @@ class SimulatedTraffic:
             self._item_arrival_ms,
             agreement=self._agreement,
             logit_shift=self._logit_shift,
-            drift_ms=self._drift_ms,
+            drift_ms=self._drift[0],
+            drift_until_ms=self._drift[1],
         )
         story = _Story(world)
         clock_ms = float(start_ms)

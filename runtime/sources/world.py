@@ -90,9 +90,11 @@ class World:
         agreement: float = AGREEMENT,
         logit_shift: float = 0.0,
         drift_ms: float = DRIFT_MS,
+        drift_until_ms: float = math.inf,
     ) -> None:
-        """`logit_shift` makes every conversion likelier or rarer."""
-        self._drift_ms = drift_ms
+        """`logit_shift` makes every conversion likelier or rarer. After `drift_until_ms` interests
+        stay; users, items and times are drawn as if they went on changing."""
+        self._drift_ms, self._drift_until_ms = drift_ms, drift_until_ms
         self._random = random
         self._logit_shift = logit_shift
         kinds = len(KINDS)
@@ -162,6 +164,7 @@ class World:
         return 1 / (1 + np.exp(-logits))  # type: ignore[no-any-return]
 
     def _drift(self, now_ms: float) -> None:
+        now_ms = max(self._drifted_ms, min(now_ms, self._drift_until_ms))
         share = min(1.0, (now_ms - self._drifted_ms) / self._drift_ms)
         self._drifted_ms = now_ms
         fresh = self._random.standard_normal(self._user_factors.shape)
