@@ -253,6 +253,9 @@ class JoinJob:
         """Start PyFlink's JVM with our heap and log directory; returns what makes environments."""
         os.environ.setdefault("JVM_ARGS", shlex.join(java_options(*_HEAP)))
         os.environ["FLINK_LOG_DIR"] = str(self._log_dir)
+        # Else PyFlink serves Beam's worker pool beside every environment: gRPC that needs Beam,
+        # listens on all interfaces and starts Python for whoever asks. No function here is Python.
+        os.environ["_python_worker_execution_mode"] = "process"  # noqa: SIM112  its name
         _write_log_settings(self._log_dir)
         try:
             from pyflink import pyflink_gateway_server

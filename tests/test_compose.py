@@ -210,15 +210,23 @@ def _all_healthy(compose: Stack) -> bool:
 
 
 def _killed_and_back(compose: Stack, reader: RepresentationReader, name: str) -> float:
-    """kill -9 of the container's process; seconds until a vector of an event after that is here."""
-    killed_ms, began = now_ms(), time.monotonic()
+    """kill -9 of the container's process; seconds until it is healthy again and a vector of an
+    event after that is here: what was under way when it died does not count."""
+    before, began = compose.inspect(name, "{{.State.Pid}}"), time.monotonic()
     # From outside the container, as a crash: `docker kill` would count as a stop by a person.
-    os.kill(int(compose.inspect(name, "{{.State.Pid}}")), 9)
+    os.kill(int(before), 9)
+
+    def healthy_again() -> bool:
+        pid, health = compose.inspect(name, "{{.State.Pid}} {{.State.Health.Status}}").split()
+        return pid not in (before, "0") and health == "healthy"
+
+    _until(f"{name} is healthy after it was killed", healthy_again, compose, 300)
+    healthy_ms = now_ms()
 
     def fresh() -> bool:
         manifest = reader.manifest
-        return manifest is not None and manifest.event_ms > killed_ms
+        return manifest is not None and manifest.event_ms > healthy_ms
 
-    _until(f"vectors after {name} was killed", fresh, compose, 400)
+    _until(f"vectors of events after {name} returned", fresh, compose, 300)
     assert int(compose.inspect(name, "{{.RestartCount}}")) >= 1
     return round(time.monotonic() - began, 1)

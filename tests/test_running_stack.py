@@ -53,11 +53,6 @@ def test_vectors_come_out_and_a_second_stack_is_refused(stack: RunningStack) -> 
     assert doctor.returncode == 0, doctor.stdout
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="one socket of the join's JVM listens on all interfaces once Flink's embedded cluster "
-    "runs; it is neither the REST nor the blob server nor py4j, and was not traced further",
-)
 def test_every_port_of_it_is_on_loopback(stack: RunningStack) -> None:
     listening = {
         name: _listening(child.pid) for name, child in stack.run.children.items() if child.pid

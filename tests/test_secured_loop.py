@@ -17,7 +17,7 @@ import pytest
 from downstream.reader import RepresentationReader
 from runtime.config_file import write_config
 from runtime.demo import demo_config
-from runtime.machine import _listening
+from runtime.machine import _is_loopback, _listening
 from runtime.sources.simulated import SimulatedTraffic
 from settings.config import Config
 from settings.load import load_config
@@ -122,6 +122,7 @@ def test_a_whole_loop_runs_closed_and_shows_no_secret(loop: Loop) -> None:
         loop.until("a third version", lambda: (reader.version or 0) >= 3)
     ports = sorted(set(loop.ports()))
     assert len(ports) >= 4, ports  # three metrics pages and Flink's REST
+    assert all(_is_loopback(host) for host, _ in ports), ports
     pages = [text for _, port in ports for text in _pages(port)]
     assert len(pages) >= 6
     shown = subprocess.run(
