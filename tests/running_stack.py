@@ -73,7 +73,7 @@ class RunningStack:
         self.folder = folder
         self.directory = folder / "stack"
         self.at = ("--dir", str(self.directory))
-        self._producers: list[subprocess.Popen[bytes]] = []
+        self._producers: dict[str, subprocess.Popen[bytes]] = {}
         self._log = (folder / "up.log").open("wb")
         (folder / "c.toml").write_text(CONFIG)
         self.up = self._start("up", *self.at, "--config", str(folder / "c.toml"))
@@ -94,7 +94,13 @@ class RunningStack:
         """`impressions=` and `conversions=` a second, until the files end."""
         for stream, rate in per_second.items():
             file = str(self.folder / f"{stream}.jsonl")
-            self._producers.append(self._start("produce", stream, file, *self.at, "--rate", rate))
+            self._producers[stream] = self._start("produce", stream, file, *self.at, "--rate", rate)
+
+    def silence(self, stream: str) -> None:
+        """No more of what was sent by `send`."""
+        producer = self._producers.pop(stream)
+        producer.kill()
+        producer.wait()
 
     def kill(self) -> None:
         """SIGKILL of the supervisor, as a crash."""
@@ -102,9 +108,8 @@ class RunningStack:
         self.up.wait()
 
     def close(self) -> None:
-        for producer in self._producers:
-            producer.kill()
-            producer.wait()
+        for stream in list(self._producers):
+            self.silence(stream)
         if self.up.poll() is None:
             headwater("down", *self.at)
             self.up.wait(60)

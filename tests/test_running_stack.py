@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from confluent_kafka import Producer
 
 from runtime.machine import _is_loopback, _listening
+from settings.config import Config
 from tests.prometheus import RULES, Prometheus, needs_prometheus, panels_without_data
 from tests.running_stack import RunningStack, headwater, processes_of, until, write_traffic
+from topics.client import producer_settings
 
 pytestmark = [
     pytest.mark.kafka,
@@ -96,6 +101,38 @@ def test_every_panel_has_data(stack: RunningStack) -> None:
         assert {t["labels"]["job"] for t in targets} == {"join", "trainer", "reader"}
     finally:
         prometheus.close()
+
+
+@pytest.mark.kill
+def test_doctor_names_what_goes_wrong_while_it_runs(stack: RunningStack) -> None:
+    """A stream that falls silent, a process that was killed, a job that Flink restarts."""
+    stack.silence("conversions")
+    reader = stack.run.children["reader"].pid
+    assert reader is not None
+    os.kill(reader, signal.SIGKILL)
+    # As a second join on the same topics would: who takes over the sink's transactions ends it.
+    for task in ("0-0", "0-1"):
+        rival = Producer(
+            producer_settings(
+                Config(), stack.run.bootstrap, transactional_id=f"headwater-join-{task}"
+            )
+        )
+        rival.init_transactions(30)
+    told: dict[str, dict[str, str]] = {}
+
+    def named() -> bool:
+        said = headwater("doctor", *stack.at, "--json")
+        told.update({finding["check"]: finding for finding in json.loads(said.stdout)})
+        silent = "conversions" in told.get("idle partitions", {"says": ""})["says"]
+        return silent and "join job" in told and told["reader"]["says"].startswith("restarted 1 ")
+
+    until(named, 60, f"doctor names all three; it said {told}")
+    assert told["join job"]["verdict"] == told["reader"]["verdict"] == "warning"
+    assert "killed by" in told["reader"]["says"], told["reader"]
+    assert told["idle partitions"]["verdict"] == "ok"
+    children = stack.run.children
+    assert children["join"].log in told["join job"]["fix"]
+    assert children["reader"].log in told["reader"]["fix"]
 
 
 @pytest.mark.kill
