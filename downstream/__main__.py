@@ -15,7 +15,8 @@ from prometheus_client import REGISTRY
 from downstream.freshness import Freshness
 from downstream.metrics import ReaderMetrics
 from downstream.reader import RepresentationReader
-from settings.load import ConfigError, load_config
+from settings.config import Config
+from settings.load import ConfigError, load_config_at
 from settings.logs import configure_logs
 from topics.errors import TopicError
 from topics.lag import LagMonitor
@@ -30,21 +31,36 @@ def main() -> int:
     arguments = _arguments()
     configure_logs("reader")
     try:
-        config = load_config(arguments.config).config
+        config = load_config_at(arguments.config, arguments.bootstrap)
+        bootstrap = config.kafka.bootstrap
+        if not bootstrap:
+            raise ConfigError("no broker: give --bootstrap or kafka.bootstrap")
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    bootstrap = arguments.bootstrap or config.kafka.bootstrap
-    freshness = Freshness()
     try:
-        reader = RepresentationReader(config, bootstrap, on_applied=freshness.observe)
-    except (TopicError, TimeoutError) as error:
+        failure = _serve(config, bootstrap, arguments.metrics_port, stopping)
+    except (TopicError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    with reader:
+    if failure is not None:
+        sys.stderr.write(f"the reader has stopped: {failure}\n")
+        return 1
+    return 0
+
+
+def _serve(
+    config: Config, bootstrap: str, metrics_port: int, stopping: threading.Event
+) -> str | None:
+    """Read until `stopping` is set or the reader fails; returns why it failed.
+
+    Raises TopicError, TimeoutError and, where the port is taken, OSError.
+    """
+    freshness = Freshness()
+    with RepresentationReader(config, bootstrap, on_applied=freshness.observe) as reader:
         lag = LagMonitor(
             config,
             bootstrap,
@@ -55,7 +71,7 @@ def main() -> int:
         REGISTRY.register(lag)
         REGISTRY.register(ReaderMetrics(reader, KINDS))
         server = MetricsServer(
-            arguments.metrics_port,
+            metrics_port,
             host=config.metrics.host,
             unhealthy=reader.failure,
             pages={"/freshness": freshness.page},
@@ -65,11 +81,7 @@ def main() -> int:
             pass
         server.close()
         lag.close()
-        failure = reader.failure()
-    if failure is not None:
-        sys.stderr.write(f"the reader has stopped: {failure}\n")
-        return 1
-    return 0
+        return reader.failure()
 
 
 def _arguments() -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
 import typer
 
@@ -64,7 +65,6 @@ _CALLED_WRONGLY = (ConfigError, SourceError)
 
 app = typer.Typer(
     name="headwater",
-    help="Streaming incremental learning for ads: from one event to a published, versioned vector.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -98,6 +98,23 @@ _VERBS: tuple[Callable[..., None], ...] = (
     analyse.analyse,
     study.study,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"headwater {version('headwater')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _headwater(
+    _version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_show_version, help="Print it and end."
+    ),
+) -> None:
+    """Streaming incremental learning for ads: from one event to a published, versioned vector."""
+
+
 for _verb in _VERBS:
     app.command(_verb.__name__)(_verb)
 app.add_typer(config.app, name="config")

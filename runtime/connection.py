@@ -11,7 +11,7 @@ from runtime.broker import BrokerError, cluster_id_at
 from runtime.run_state import require_run
 from settings.config import Config
 from settings.credentials import resolved
-from settings.load import load_config
+from settings.load import load_config, load_config_at
 
 DEFAULT_DIR = Path(".headwater")
 
@@ -33,7 +33,7 @@ def connect(directory: Path, bootstrap: str | None, config_file: Path | None) ->
     if bootstrap is None and config_file is not None:
         bootstrap = load_config(config_file).config.kafka.bootstrap or None
     if bootstrap is not None:
-        config = load_config(config_file).config
+        config = load_config_at(config_file, bootstrap)
         found = cluster_id_at(bootstrap, timeout_s=10, **resolved(config.kafka.extra))
         if found is None:
             raise BrokerError(f"no Kafka broker answers at {bootstrap}")

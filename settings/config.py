@@ -7,6 +7,7 @@ change at a restart. `settings.load` reads a file into a `Config`; unknown keys 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -20,6 +21,7 @@ from settings.publishing import PublishConfig
 from settings.section import Name, Section
 from settings.techniques import TechniqueConfig
 
+_ADDRESS = re.compile(r"(?:[^\s:,\[\]]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
 KeepRate = Annotated[float, Field(ge=1e-6, le=1)]
 
 IMPLICIT_SLOTS: dict[str, Literal["user", "item", "context"]] = {
@@ -45,6 +47,15 @@ class KafkaConfig(Section):
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Handed to librdkafka as they are (security.protocol, sasl.*, ssl.*), and to Flink's client in
     its words. A value may say where it is, `file:PATH` or `env:NAME`; a secret must."""
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _brokers_have_ports(cls, bootstrap: str) -> str:
+        for address in bootstrap.split(",") if bootstrap else ():
+            found = _ADDRESS.fullmatch(address)
+            if found is None or not 0 < int(found[1]) < 65_536:
+                raise ValueError(f"expected host:port[,host:port], got {address!r}")
+        return bootstrap
 
     @field_validator("extra")
     @classmethod

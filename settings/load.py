@@ -19,7 +19,7 @@ from settings.config import Config
 from settings.errors import ConfigError
 
 ENV_PREFIX = "HEADWATER__"
-__all__ = ["ENV_PREFIX", "ConfigError", "LoadedConfig", "load_config"]
+__all__ = ["ENV_PREFIX", "ConfigError", "LoadedConfig", "load_config", "load_config_at"]
 
 
 class LoadedConfig:
@@ -72,6 +72,14 @@ def load_config(
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error))) from error
     return LoadedConfig(config, origins)
+
+
+def load_config_at(file: Path | None, bootstrap: str | None) -> Config:
+    """`file`'s config, with the broker that the command line names, if it names one.
+
+    Raises ConfigError.
+    """
+    return load_config(file, flags={"kafka.bootstrap": bootstrap} if bootstrap else {}).config
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

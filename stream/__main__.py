@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from settings.config import Config
-from settings.load import ConfigError, load_config
+from settings.load import ConfigError, load_config_at
 from settings.logs import configure_logs
 from stream.errors import JoinError
 from stream.flink_rest import FlinkRest
@@ -184,15 +184,15 @@ def main(argv: list[str]) -> int:
     stop = _Stop()
     configure_logs("join")
     try:
-        config = load_config(arguments.config).config
-        bootstrap = arguments.bootstrap or config.kafka.bootstrap
+        config = load_config_at(arguments.config, arguments.bootstrap)
+        bootstrap = config.kafka.bootstrap
         if not bootstrap:
             raise ConfigError("no broker: give --bootstrap or kafka.bootstrap")
         _run(arguments, config, bootstrap, stop)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except (JoinError, TopicError) as error:
+    except (JoinError, TopicError, OSError) as error:
         if stop.asked():
             return 0
         sys.stderr.write(f"join failed: {error}\n")

@@ -77,6 +77,9 @@ class Engine:
         if self._process is not None and self._folder is not None:
             self._process.terminate()
             self._process.wait(60)
+            # dockerd leaves its host network's namespace mounted
+            left = ["umount", str(self._folder / "exec" / "netns" / "default")]
+            subprocess.run(left, capture_output=True, check=False)
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def docker(self, *arguments: str, timeout_s: float = _BUILD_S) -> str:

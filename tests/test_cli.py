@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from runtime.choices import chosen
 from runtime.cli import _CALLED_WRONGLY, _FAILED, app
 from runtime.run_state import DirectoryLock, NoStack, RunState, StackRunning, require_run, write_run
+from topics.metrics import MetricsServer
 
 runner = CliRunner()
 _FILES = ("--impressions", "{file}", "--conversions", "{file}")
@@ -41,6 +43,7 @@ def _headwater(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["consume", "sampels"], "topic 'sampels': expected one of"),
         (["consume", "sampels"], "did you mean 'samples'?"),
         (["consume", "representations.usr"], "did you mean 'representations.user'?"),
+        (["produce", "impressions", "/none", "--bootstrap", "h:1"], "/none: No such file"),
         (["demo", "--source", "deskdrp"], "did you mean 'deskdrop'?"),
         (["demo", "--secnds", "3"], "Possible options: --seconds"),
         (["demo", "--seconds", "soon"], "'soon': expected a number above 0"),
@@ -100,6 +103,8 @@ def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["config", "check", "{model}"], "got 'lfm4add'; did you mean 'lfm4ads'?"),
+        (["consume", "samples", "--bootstrap", "foo"], "expected host:port[,host:port], got 'foo'"),
+        (["simulate", "--bootstrap", "h:99999"], "expected host:port[,host:port], got 'h:99999'"),
         (["up", "--config", "{model}"], "model.name: expected one of ame, crocodile,"),
         (["join", *_FILES, "--config", "{model}", "--out", "{new}"], "did you mean 'lfm4ads'?"),
         (["join", *_FILES, "--config", "{good}", "--out", "{file}"], "expected a directory"),
@@ -137,6 +142,19 @@ def test_every_failure_of_the_runtime_is_one_line_and_not_a_traceback() -> None:
             if isinstance(found, type) and issubclass(found, Exception):
                 ours = found.__module__.startswith("runtime.")
                 assert not ours or issubclass(found, known), name
+
+
+def test_a_taken_port_is_named() -> None:
+    first = MetricsServer(0)
+    try:
+        with pytest.raises(OSError, match=rf"on 127.0.0.1:{first.port}: .* another --metrics-port"):
+            MetricsServer(first.port)
+    finally:
+        first.close()
+
+
+def test_version_is_told() -> None:
+    assert runner.invoke(app, ["--version"]).output == f"headwater {version('headwater')}\n"
 
 
 def test_nearest_is_left_out_where_nothing_is_near() -> None:

@@ -25,9 +25,13 @@ class MetricsServer:
     ) -> None:
         """`unhealthy` returns a reason, or None while all is well; `pages` maps paths to renderers.
 
-        Raises OSError when the port is taken.
+        Raises OSError, which names the port, when it is taken.
         """
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        try:
+            self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        except OSError as error:
+            said = f"metrics cannot be served on {host}:{port}: {error.strerror}; choose another"
+            raise OSError(error.errno, f"{said} --metrics-port") from None
         self._unhealthy = unhealthy
         self._pages = dict(pages or {})
         self._metrics: Any = self._server.get_app()

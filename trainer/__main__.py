@@ -26,7 +26,7 @@ from prometheus_client import REGISTRY
 from embedding_store.errors import StoreError
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
-from settings.load import ConfigError, load_config
+from settings.load import ConfigError, load_config_at
 from settings.logs import configure_logs
 from topics.admin import ensure_topics
 from topics.disk import DiskSpace
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     configure_logs("trainer")
     try:
-        config = load_config(options.config).config
+        config = load_config_at(options.config, options.bootstrap)
         check_model_name(config.model.name)
         _set_up_torch(config)
         if options.samples is not None:

@@ -39,8 +39,9 @@ def produce(
 ) -> None:
     """Send events, one JSON object per line, as they are."""
     chosen(name, EVENT_TOPICS, "kind of event")
-    at = connect(directory, bootstrap, config_file)
-    _produce(name, file, _pace(at, rate, speedup, fast), at)
+    with _opened(file) as lines:
+        at = connect(directory, bootstrap, config_file)
+        _produce(name, lines, _pace(at, rate, speedup, fast), at)
 
 
 def consume(
@@ -103,10 +104,10 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
         yield opened
 
 
-def _produce(stream: str, file: Path, pace: Pace, at: Connection) -> None:
+def _produce(stream: str, lines: BinaryIO, pace: Pace, at: Connection) -> None:
     producer = EventProducer(at.config, at.bootstrap)
     refused = blank = 0
-    with _opened(file) as lines, _progress() as progress:
+    with _progress() as progress:
         task = progress.add_task(stream, total=None, sent=0)
         try:
             for number, raw in enumerate(lines, start=1):
