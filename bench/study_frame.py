@@ -48,6 +48,8 @@ class Options:
     quick: bool
     data: Path | None
     out: Path
+    models: tuple[str, ...] = ()
+    """Of the studies of logs: these alone; none = all."""
 
 
 def run_study(
@@ -59,15 +61,18 @@ def run_study(
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--models", default="")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()
-    result = study(Options(given.seeds, given.quick, given.data, given.out))
+    models = tuple(filter(None, given.models.split(",")))
+    result = study(Options(given.seeds, given.quick, given.data, given.out, models))
     command = f"{verb or f'headwater study {name}'} --seeds {given.seeds}"
     command += " --quick" if given.quick else ""
     command += " --data PATH" if given.data is not None else ""
+    command += f" --models {given.models}" if models else ""
     result = rounded(
         {
             "name": name,
@@ -195,15 +200,18 @@ def _page(name: str, result: Mapping[str, Any]) -> str:
         lines += [f"## {title}", "", "| arm | " + " | ".join(columns) + " |"]
         lines += ["|---" * (1 + len(columns)) + "|"]
         for arm, row in table.items():
-            cells = [
-                f"{cell['mean']:.4g} ± {cell['sd']:.2g}" if isinstance(cell, Mapping) else str(cell)
-                for cell in row.values()
-            ]
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+            lines.append(f"| {arm} | " + " | ".join(map(_cell, row.values())) + " |")
         lines.append("")
     lines += [f"- {text}" for text in result["verdicts"]]
     lines += ["", f"![{name}]({name}.png)", ""]
     return "\n".join(lines)
+
+
+def _cell(found: Mapping[str, float] | str) -> str:
+    """Mean ± SD; of one run there is no SD."""
+    if not isinstance(found, Mapping):
+        return str(found)
+    return f"{found['mean']:.4g}" + (f" ± {found['sd']:.2g}" if found["seeds"] > 1 else "")
 
 
 __all__ = ["Options", "bars", "mean_sd", "regret", "run_study", "run_trainer", "say", "scores"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -23,6 +24,7 @@ def study(
     seeds: int = typer.Option(5, "--seeds", min=1, help="Runs per arm."),
     quick: bool = typer.Option(False, "--quick", help="A small stream: proves that it runs."),
     data: Path = typer.Option(None, "--data", help="deskdrop, kuairand: where the log lies."),
+    models: str = typer.Option("", "--models", help="deskdrop, kuairand: these alone, A,B,C."),
     out: Path = typer.Option(
         ROOT / "docs" / "studies",
         "--out",
@@ -34,7 +36,10 @@ def study(
     """Compare arms on the same stream; the table is written whatever it says."""
     stop_on_sigterm()
     chosen(name, STUDIES, "study")
-    run_script(f"study_{name}", name, seeds, quick=quick, out=out, show=as_json, data=data)
+    only = ["--models", models] if models else []
+    run_script(
+        f"study_{name}", name, seeds, quick=quick, out=out, show=as_json, data=data, more=only
+    )
 
 
 def run_script(
@@ -46,6 +51,7 @@ def run_script(
     out: Path,
     show: bool,
     data: Path | None = None,
+    more: Sequence[str] = (),
 ) -> None:
     """Run `bench/SCRIPT_NAME.py`, which writes `NAME.md`; with `show` print what it prints.
 
@@ -62,6 +68,7 @@ def run_script(
     command = [sys.executable, str(script), "--seeds", str(seeds), "--out", str(out)]
     command += ["--quick"] if quick else []
     command += ["--data", str(data)] if data is not None else []
+    command += more
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
         output, _ = process.communicate()
