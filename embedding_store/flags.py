@@ -43,6 +43,21 @@ def ages(words: NDArray[np.uint32], now: np.uint32) -> NDArray[np.uint32]:
     return aged >> np.uint32(BATCH_SHIFT)
 
 
+@njit(inline="always")
+def learn_row(flat, row, counting, count, now_s):  # type: ignore[no-untyped-def]
+    """One row, whose words begin at `flat[row]`, learns; whether it is dirty only now."""
+    if counting:
+        touched, counted = row + np.uint64(TOUCHED_WORD), row + np.uint64(COUNT_WORD)
+        flat[touched] = max(flat[touched], now_s)
+        room = np.uint32(0xFFFFFFFF) - flat[counted]
+        flat[counted] += min(np.uint32(count), room)
+    flags = row + np.uint64(FLAGS_WORD)
+    clean = flat[flags] & np.uint32(DIRTY) == 0
+    if clean:
+        flat[flags] |= np.uint32(DIRTY)
+    return clean
+
+
 @njit(nogil=True, cache=True)
 def learn(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     header, slots, counts, now_s, dirty, many
@@ -59,15 +74,8 @@ def learn(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             prefetch(header, slots[i + AHEAD], FLAGS_WORD)
         if slots[i] < 0:
             continue
-        row = np.uint64(slots[i]) * stride
-        if counting:
-            touched, counted = row + np.uint64(TOUCHED_WORD), row + np.uint64(COUNT_WORD)
-            flat[touched] = max(flat[touched], now_s)
-            room = np.uint32(0xFFFFFFFF) - flat[counted]
-            flat[counted] += min(np.uint32(counts[i]), room)
-        flags = row + np.uint64(FLAGS_WORD)
-        if flat[flags] & np.uint32(DIRTY) == 0:
-            flat[flags] |= np.uint32(DIRTY)
+        count = counts[i] if counting else np.int32(0)
+        if learn_row(flat, np.uint64(slots[i]) * stride, counting, count, now_s):
             dirty[many] = np.int32(slots[i])
             many += 1
     return many

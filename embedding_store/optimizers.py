@@ -24,6 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.flags import learn_row
 from embedding_store.layout import SetSpec
 from embedding_store.prefetch import AHEAD, prefetch_words
 
@@ -43,15 +44,53 @@ def hyperparameters(spec: SetSpec) -> NDArray[np.float32]:
 # takes an array: slices and calls would count references, which costs more than the sum.
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    words, slots, first, state, grad, hyper, adaptive
-) -> Any:
-    """Row-wise Adagrad, or SGD unless `adaptive`.
+@njit(inline="always")
+def _rowwise_row(flat, gradient, v, s, g, dim, hyper, adaptive) -> Any:  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    """Step of one row by row-wise Adagrad, or SGD unless `adaptive`; False = left alone.
 
     Squares are summed in eight lanes, d % 8, each in order of d, then as a tree: independent sums
     let the CPU overlap them, in an order that is still fixed.
     """
+    zero = np.float32(0)
+    q0, q1, q2, q3, q4, q5, q6, q7 = zero, zero, zero, zero, zero, zero, zero, zero
+    whole = dim - (dim & np.uint64(7))
+    for d in range(np.uint64(0), whole, np.uint64(8)):
+        o = g + d
+        q0 += gradient[o] * gradient[o]
+        q1 += gradient[o + np.uint64(1)] * gradient[o + np.uint64(1)]
+        q2 += gradient[o + np.uint64(2)] * gradient[o + np.uint64(2)]
+        q3 += gradient[o + np.uint64(3)] * gradient[o + np.uint64(3)]
+        q4 += gradient[o + np.uint64(4)] * gradient[o + np.uint64(4)]
+        q5 += gradient[o + np.uint64(5)] * gradient[o + np.uint64(5)]
+        q6 += gradient[o + np.uint64(6)] * gradient[o + np.uint64(6)]
+        q7 += gradient[o + np.uint64(7)] * gradient[o + np.uint64(7)]
+    left, o = dim - whole, g + whole
+    q0 += _square(gradient[o]) if left > 0 else zero
+    q1 += _square(gradient[o + np.uint64(1)]) if left > 1 else zero
+    q2 += _square(gradient[o + np.uint64(2)]) if left > 2 else zero
+    q3 += _square(gradient[o + np.uint64(3)]) if left > 3 else zero
+    q4 += _square(gradient[o + np.uint64(4)]) if left > 4 else zero
+    q5 += _square(gradient[o + np.uint64(5)]) if left > 5 else zero
+    q6 += _square(gradient[o + np.uint64(6)]) if left > 6 else zero
+    squares = ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
+    total = squares
+    if adaptive:
+        total = flat[s] + squares / np.float32(dim)
+    finite = np.isfinite(total)
+    if finite:
+        rate = hyper[0]
+        if adaptive:
+            flat[s] = total
+            rate = hyper[0] / (np.sqrt(total) + hyper[1])
+        for d in range(dim):
+            flat[v + d] -= rate * gradient[g + d]
+    return finite
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    words, slots, first, state, grad, hyper, adaptive
+) -> Any:
     dim, stride = np.uint64(grad.shape[1]), np.uint64(words.shape[1])
     flat, gradient = words.reshape(-1), grad.reshape(-1)
     end = max(first + grad.shape[1], state + 1)
@@ -63,41 +102,37 @@ def _rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
         v, s = row + np.uint64(first), row + np.uint64(state)
-        zero = np.float32(0)
-        q0, q1, q2, q3, q4, q5, q6, q7 = zero, zero, zero, zero, zero, zero, zero, zero
-        whole = dim - (dim & np.uint64(7))
-        for d in range(np.uint64(0), whole, np.uint64(8)):
-            o = g + d
-            q0 += gradient[o] * gradient[o]
-            q1 += gradient[o + np.uint64(1)] * gradient[o + np.uint64(1)]
-            q2 += gradient[o + np.uint64(2)] * gradient[o + np.uint64(2)]
-            q3 += gradient[o + np.uint64(3)] * gradient[o + np.uint64(3)]
-            q4 += gradient[o + np.uint64(4)] * gradient[o + np.uint64(4)]
-            q5 += gradient[o + np.uint64(5)] * gradient[o + np.uint64(5)]
-            q6 += gradient[o + np.uint64(6)] * gradient[o + np.uint64(6)]
-            q7 += gradient[o + np.uint64(7)] * gradient[o + np.uint64(7)]
-        left, o = dim - whole, g + whole
-        q0 += _square(gradient[o]) if left > 0 else zero
-        q1 += _square(gradient[o + np.uint64(1)]) if left > 1 else zero
-        q2 += _square(gradient[o + np.uint64(2)]) if left > 2 else zero
-        q3 += _square(gradient[o + np.uint64(3)]) if left > 3 else zero
-        q4 += _square(gradient[o + np.uint64(4)]) if left > 4 else zero
-        q5 += _square(gradient[o + np.uint64(5)]) if left > 5 else zero
-        q6 += _square(gradient[o + np.uint64(6)]) if left > 6 else zero
-        squares = ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
-        total = squares
-        if adaptive:
-            total = flat[s] + squares / np.float32(dim)
-        if not np.isfinite(total):
+        if not _rowwise_row(flat, gradient, v, s, g, dim, hyper, adaptive):
             skipped += 1
-            continue
-        rate = hyper[0]
-        if adaptive:
-            flat[s] = total
-            rate = hyper[0] / (np.sqrt(total) + hyper[1])
-        for d in range(dim):
-            flat[v + d] -= rate * gradient[g + d]
     return skipped
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def rowwise_learning(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    words, header, slots, first, state, grad, hyper, adaptive, counts, now_s, dirty, many
+) -> Any:
+    """`flags.learn` and the step in one pass: each row's lines are fetched once, not twice.
+
+    (how many rows were left alone, how many are in `dirty` now)
+    """
+    dim, stride = np.uint64(grad.shape[1]), np.uint64(words.shape[1])
+    flat, gradient, heads = words.reshape(-1), grad.reshape(-1), header.reshape(-1)
+    end = max(first + grad.shape[1], state + 1)
+    skipped, counting = 0, counts.shape[0] > 0
+    for i in range(slots.shape[0]):
+        if i + AHEAD < slots.shape[0]:
+            prefetch_words(words, slots[i + AHEAD], 0, end)
+        if slots[i] < 0:
+            continue
+        row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
+        count = counts[i] if counting else np.int32(0)
+        if learn_row(heads, row, counting, count, now_s):
+            dirty[many] = np.int32(slots[i])
+            many += 1
+        v, s = row + np.uint64(first), row + np.uint64(state)
+        if not _rowwise_row(flat, gradient, v, s, g, dim, hyper, adaptive):
+            skipped += 1
+    return skipped, many
 
 
 @njit(inline="always")

@@ -216,6 +216,30 @@ class Slab:
         first, state = place.vector_word, place.state_word
         return step_halves(spec, self._words, slots, first, state, given, hyper, random)
 
+    def learn_and_update(  # noqa: PLR0917
+        self,
+        place: SetPlace,
+        every: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        grad: NDArray[np.float32] | Tensor,
+        counts: NDArray[np.int32],
+        now_s: int,
+    ) -> int:
+        """`learn` on `every` row of a batch, `update` on those `slots` that have the set."""
+        spec = place.spec
+        rowwise = spec.dtype == "float32" and spec.optimizer in {"rowwise_adagrad", "sgd"}
+        if type(self) is not Slab or slots is not every or not rowwise:
+            self.learn(every, counts, now_s)
+            return self.update(place, slots, grad)
+        self._reserve_dirty(len(every))
+        skipped, self._dirty_many = optimizers.rowwise_learning(
+            *(self._words, self._header, slots, place.vector_word, place.state_word),
+            *(np.ascontiguousarray(grad), self._hyper[place.vector_word]),
+            *(spec.optimizer == "rowwise_adagrad", counts, np.uint32(now_s)),
+            *(self._dirty, self._dirty_many),
+        )
+        return int(skipped)
+
     def _random(self, place: SetPlace, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Where a row's rounding bits begin: by key, set and count, so that a run can be repeated.
 
@@ -230,14 +254,18 @@ class Slab:
 
         NO_COUNTS leaves the headers; -1 is passed over.
         """
-        if self._dirty_many + len(slots) > len(self._dirty):
-            self._dirty_many = flags.compact(self._header, self._dirty, self._dirty_many)
-            missing = self._dirty_many + len(slots) - len(self._dirty)
-            if missing > 0:
-                self._dirty = np.concatenate([self._dirty, np.empty(missing, np.int32)])
+        self._reserve_dirty(len(slots))
         self._dirty_many = flags.learn(
             self._header, slots, counts, np.uint32(now_s), self._dirty, self._dirty_many
         )
+
+    def _reserve_dirty(self, rows: int) -> None:
+        """Room for the slots of so many rows more."""
+        if self._dirty_many + rows > len(self._dirty):
+            self._dirty_many = flags.compact(self._header, self._dirty, self._dirty_many)
+            missing = self._dirty_many + rows - len(self._dirty)
+            if missing > 0:
+                self._dirty = np.concatenate([self._dirty, np.empty(missing, np.int32)])
 
     def dirty_slots(self) -> NDArray[np.int64]:
         """Slots int64[N] of every row that differs from the disk."""

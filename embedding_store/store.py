@@ -254,8 +254,8 @@ class EmbeddingStore:
         slab, counts = self._tiers.slab, NO_COUNTS if lookup.counted else lookup.counts
         slots = slab_rows(lookup, place)
         # The first update counts every row, also such as lack this set.
-        slab.learn(slots if lookup.counted else lookup.slab_rows, counts, now_s)
-        skipped = slab.update(place, slots, grad)
+        every = slots if lookup.counted else lookup.slab_rows
+        skipped = slab.learn_and_update(place, every, slots, grad, counts, now_s)
         lookup.counted = True
         self._gradients_not_finite += skipped
 
