@@ -87,7 +87,7 @@ _HINTS = (
     ("TimeoutException", "is the broker at kafka.bootstrap up and reachable?"),
     ("UnknownTopicOrPartition", "a topic was deleted while the join ran"),
     ("RecordTooLarge", "raise the topic's max.message.bytes, or lower events.bytes_max"),
-    ("Address already in use", "another process has the REST port; choose another --rest-port"),
+    ("Could not start rest endpoint", "another process has that port; choose another --rest-port"),
     ("OutOfMemoryError", 'set JVM_ARGS="-Xmx4g", or join.state_backend = "rocksdb"'),
     ("No space left", "make room on the disk that holds --state-dir, then start the join again"),
 )
