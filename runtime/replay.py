@@ -37,7 +37,8 @@ class Replay(threading.Thread):
         super().__init__(name="replay", daemon=True)
         self._source = source
         self._producer = producer
-        self._speedup = speedup
+        self.speedup = speedup
+        """Event time over wall clock time; may be changed until `release`."""
         self._truth_path = truth_path
         self._on_send = on_send
         self._allowed = threading.Semaphore(0)
@@ -93,7 +94,7 @@ class Replay(threading.Thread):
             elif first_ms is None:
                 first_ms, started = event.due_ms, time.monotonic()
             else:
-                due = started + (event.due_ms - first_ms) / 1000 / self._speedup
+                due = started + (event.due_ms - first_ms) / 1000 / self.speedup
                 while not self._ending.is_set() and (left := due - time.monotonic()) > 0:
                     self._producer.poll()
                     time.sleep(min(left, _LONGEST_NAP_S))

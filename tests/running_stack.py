@@ -27,6 +27,8 @@ window = "20s"
 window = "30s"
 [join]
 policy = "correct"
+[checkpoints]
+every = "20s"
 """
 
 

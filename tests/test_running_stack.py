@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from confluent_kafka import Producer
 
+from downstream.export import from_pretrained
+from downstream.pretrained import load_mix_tower
 from runtime.machine import _is_loopback, _listening
 from settings.config import Config
 from tests.prometheus import RULES, Prometheus, needs_prometheus, panels_without_data
@@ -103,6 +107,14 @@ def test_every_panel_has_data(stack: RunningStack) -> None:
         prometheus.close()
 
 
+def _vectors(stack: RunningStack) -> dict[str, dict[str, Any]]:
+    """The newest vector of every user that has one, as `consume` prints it."""
+    read = headwater("consume", "representations.user", *stack.at, "--to-end", "--jsonl")
+    assert read.returncode == 0, read.stderr
+    newest = {line["id"]: line for line in map(json.loads, read.stdout.splitlines())}
+    return {user: line for user, line in newest.items() if line["vector"] is not None}
+
+
 @pytest.mark.kill
 def test_doctor_names_what_goes_wrong_while_it_runs(stack: RunningStack) -> None:
     """A stream that falls silent, a process that was killed, a job that Flink restarts."""
@@ -126,13 +138,61 @@ def test_doctor_names_what_goes_wrong_while_it_runs(stack: RunningStack) -> None
         silent = "conversions" in told.get("idle partitions", {"says": ""})["says"]
         return silent and "join job" in told and told["reader"]["says"].startswith("restarted 1 ")
 
-    until(named, 60, f"doctor names all three; it said {told}")
+    try:
+        until(named, 90, "doctor names all three")
+    except AssertionError as late:
+        raise AssertionError(f"{late}; it said {told}") from None
     assert told["join job"]["verdict"] == told["reader"]["verdict"] == "warning"
     assert "killed by" in told["reader"]["says"], told["reader"]
     assert told["idle partitions"]["verdict"] == "ok"
     children = stack.run.children
     assert children["join"].log in told["join job"]["fix"]
     assert children["reader"].log in told["reader"]["fix"]
+
+
+def test_a_refresh_publishes_every_vector_anew(stack: RunningStack) -> None:
+    before = _vectors(stack)
+    asked = headwater("refresh", *stack.at, "--json", "--wait", "60s")
+    assert asked.returncode == 0, asked.stderr
+    version = json.loads(asked.stdout)["version"]
+    assert any(vector["hw_version"] < version for vector in before.values())
+
+    def old() -> list[str]:
+        now = _vectors(stack)
+        return [user for user in before if now[user]["hw_version"] < version]
+
+    until(lambda: not old(), 60, f"every vector is of version {version} or newer")
+
+
+def test_a_user_is_forgotten_beside_the_learning(stack: RunningStack) -> None:
+    user = "someone-who-leaves"
+    # Behind all of the traffic, or it might come late; others after it let event time go on.
+    traffic = (stack.folder / "impressions.jsonl").read_bytes()
+    newest_ms = max(map(int, re.findall(rb'"impression_id":"i\d+","event_ms":(\d+)', traffic)))
+    shown = [(user, newest_ms + 1), *((f"later{n}", newest_ms + 40_000) for n in range(60))]
+    file = stack.folder / "leaves.jsonl"
+    with file.open("w") as lines:
+        for who, event_ms in shown:
+            event = {"impression_id": f"of-{who}", "user_id": who, "item_id": "i1"}
+            event |= {"event_ms": event_ms, "domain": "feed", "features": {}}
+            lines.write(json.dumps(event) + "\n")
+    sent = headwater("produce", "impressions", str(file), *stack.at)
+    assert sent.returncode == 0, sent.stderr
+    until(lambda: user in _vectors(stack), 90, "a vector of the user")
+    forgotten = headwater("forget", "user", user, *stack.at, "--json", "--wait", "60s")
+    assert forgotten.returncode == 0, forgotten.stdout + forgotten.stderr
+    places = {place["name"]: place for place in json.loads(forgotten.stdout)["places"]}
+    assert places["a reader"]["found"] == 0 and places["impressions"]["found"] == 1
+    assert user not in _vectors(stack)
+
+
+def test_the_weights_go_out_beside_the_learning(stack: RunningStack) -> None:
+    out = stack.folder / "pretrained"
+    command = ("export", str(out), *stack.at, "--weights", "--checkpoint", "latest")
+    until(lambda: headwater(*command).returncode == 0, 90, "a checkpoint with weights")
+    exported, tower = from_pretrained(out), load_mix_tower(out)
+    assert len(exported["user"].ids) == len(exported["user"].vectors) > 0
+    assert tower.version >= 1
 
 
 @pytest.mark.kill
