@@ -52,7 +52,7 @@ CREATE_AT_ONCE = 100_000
 def measure(quick: bool) -> dict[str, Any]:
     """Every key of the report; see the module."""
     torch.set_num_threads(1)
-    batches, rounds = (10, 2) if quick else (50, 5)
+    batches, rounds = (10, 2) if quick else (100, 5)
     samples = BATCH * batches
     config = config_of(
         config_values(),
