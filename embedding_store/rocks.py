@@ -28,10 +28,12 @@ ROW_PREFIX: Final = b"r"
 MEMTABLE_BYTES: Final = 64 << 20
 WAL_BYTES_MAX: Final = 256 << 20
 BLOOM_BITS_PER_KEY: Final = 10
-SORTED_RUNS_MAX: Final = 8
-"""Tables that each span all keys; more are merged. A look-up asks each one's filter.
-Merging runs at the trainer's own priority: at a lower one a busy machine left it no time, and runs
-piled up."""
+SORTED_RUNS_MAX: Final = 24
+"""Tables that each span all keys; more are merged. A look-up asks each one, which is cheap
+(mapped_table.py), and merging is not: with 8 it took more than the second core beside a training
+that changes 600,000 rows a second. What more runs cost is space: rows of every run, and 12 bytes
+of memory each. Merging runs at the trainer's own priority: at a lower one a busy machine left it
+no time, and runs piled up."""
 
 READERS: Final = {"mmap": 2, "direct": 64}
 """Threads that read one batch. Mapped files cost only time of a core; on the disk itself, queue
@@ -279,11 +281,11 @@ def _options(*, statistics: bool) -> rocksdict.Options:
     options.set_max_total_wal_size(WAL_BYTES_MAX)
     options.set_max_background_jobs(2)
     # Every commit is a run over all keys. Levels would rewrite the largest one for every few of
-    # them; merging runs of like size writes each row 3-4 times, whatever the store's size.
+    # them; merging runs of like size writes each row 2-3 times, whatever the store's size.
     options.set_compaction_style(rocksdict.DBCompactionStyle.universal())
     options.set_level_zero_file_num_compaction_trigger(SORTED_RUNS_MAX)
-    options.set_level_zero_slowdown_writes_trigger(8 * SORTED_RUNS_MAX)
-    options.set_level_zero_stop_writes_trigger(16 * SORTED_RUNS_MAX)
+    options.set_level_zero_slowdown_writes_trigger(4 * SORTED_RUNS_MAX)
+    options.set_level_zero_stop_writes_trigger(8 * SORTED_RUNS_MAX)
     options.set_paranoid_checks(True)
     # A torn last record is what a crash leaves. Any other damage to the log must refuse to open
     # instead of dropping commits that were acknowledged, as RocksDB's default would.

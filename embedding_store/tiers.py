@@ -199,7 +199,7 @@ class Tiers:
         self.waiting.remove(keys[(in_waiting >= 0) & there])
         rows[created] = self._form.fresh(keys[created], slot_numbers[created], now_s)
         marks[created] = CHANGED
-        return rows[~refused], marks, created, refused
+        return rows[~refused] if refused.any() else rows, marks, created, refused
 
     def _admit_new(
         self,
