@@ -15,7 +15,7 @@ from embedding_store.cold_rows import ColdRows
 from embedding_store.errors import StoreCorrupt
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.mapped_table import MappedTable, TableUnfit
-from embedding_store.rocks import Rocks, Write, row_names, write_table
+from embedding_store.rocks import SORTED_RUNS_MAX, Rocks, Write, row_names, write_table
 from embedding_store.row import RowFormat
 from embedding_store.store import EmbeddingStore
 from embedding_store.xxh3 import LONG, xxh3_64_long
@@ -99,7 +99,7 @@ def test_a_merge_beneath_changes_nothing_and_its_files_are_let_go(tmp_path: Path
     every = np.unique(random.integers(1, 2**63, 30_000).astype(np.uint64))
     with Rocks(tmp_path / "rocks") as rocks:
         cold = ColdRows(rocks, WORDS)
-        for version in range(12):
+        for version in range(SORTED_RUNS_MAX + 4):
             some = every[random.random(len(every)) < 0.3]
             write_table(
                 tmp_path / "table", [(_name(int(key)), _row(int(key), version)) for key in some]
@@ -109,7 +109,7 @@ def test_a_merge_beneath_changes_nothing_and_its_files_are_let_go(tmp_path: Path
             _same(cold, rocks, random.permutation(every))
         cold.wait_indexed()
         live = {file.stat().st_ino for file in rocks.live_tables()}
-        assert len(live) < 12, "RocksDB merged nothing: the test shows nothing"
+        assert len(live) < SORTED_RUNS_MAX, "RocksDB merged nothing: the test shows nothing"
         assert cold.mapped and {inode for _, inode in cold.tables()} == live
         _same(cold, rocks, every)
         cold.close()
