@@ -191,7 +191,9 @@ class JoinJob:
         rest = cluster.url if cluster is not None else f"http://127.0.0.1:{rest_port}"
         write_running(state_dir, RunningAt(rest=rest, job_id=self.job_id, pid=os.getpid()))
         self._remote = None if cluster is None else RemoteJob(FlinkRest(rest), self.job_id)
-        self._stuck = StuckWatch(rest, self.job_id, state_dir, known_or_none(position))
+        self._stuck = StuckWatch(
+            rest, self.job_id, state_dir, known_or_none(position), embedded=cluster is None
+        )
         self.net_runtime_ms: int | None = None
         """Of a bounded run that has ended: from Flink's start of the job to its end, without the
         start of the JVM and the planning."""

@@ -5,6 +5,10 @@ checkpoint: nothing becomes visible, and a tolerance only turns that into restar
 that the operator cannot survive throws after every restart, as often as its backoff allows; where
 the restarts are far enough apart, no limit on their rate ends it. So what counts here is progress:
 completed checkpoints, and the source position in them.
+
+In a third case nothing fails any more: where closing the sink throws as well, as it does once its
+producer is fenced, Flink ends the whole TaskManager, and the embedded cluster has no other. The job
+then counts as running and waits for slots.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ CHECKPOINTLESS_SECONDS_MAX = 60.0
 """Without a completed checkpoint, while checkpoints fail. A broker that restarts takes less."""
 RESTARTS_MAX = 5
 """Of the job from the same source position, each of which failed again."""
+WORKERLESS_SECONDS_MAX = 6.0
+"""Without a TaskManager in the embedded cluster, which starts no second one."""
 LOOK_SECONDS = 2.0
 _FULL_BYTES = 1 << 20
 _log = structlog.get_logger()
@@ -34,7 +40,7 @@ class StuckWatch:
     """Call `reason` often; it looks every LOOK_SECONDS and is silent while Flink does not answer.
 
     `position` is the source position of the newest completed checkpoint, or None while it cannot be
-    told.
+    told. `embedded`: Flink's cluster lives in this process, with one TaskManager.
     """
 
     def __init__(
@@ -44,12 +50,14 @@ class StuckWatch:
         state_dir: Path,
         position: Callable[[], object],
         *,
+        embedded: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = httpx.Client(base_url=rest, timeout=2.0)
         self._job = f"/jobs/{job_id}"
         self._state_dir, self._position, self._clock = state_dir, position, clock
-        self._looked = self._progressed = clock()
+        self._looked = self._progressed = self._worked = clock()
+        self._embedded = embedded
         self._completed = self._failed = -1
         self._seen = self._restarts = 0
         self._at: object = None
@@ -61,10 +69,20 @@ class StuckWatch:
             return None
         self._looked = now
         try:
-            return self._without_checkpoints(now) or self._in_a_circle()
+            return (
+                self._without_workers(now) or self._without_checkpoints(now) or self._in_a_circle()
+            )
         except (httpx.HTTPError, KeyError, ValueError, IndexError) as error:
             _log.debug("join_not_seen", error=str(error))
             return None
+
+    def _without_workers(self, now: float) -> str | None:
+        if not self._embedded or int(self._ask("/overview")["taskmanagers"]):
+            self._worked = now
+        if now - self._worked < WORKERLESS_SECONDS_MAX:
+            return None
+        reason = self._last_exception() or "Flink gave no reason"
+        return f"the embedded cluster's only TaskManager has ended: {reason}"
 
     def _without_checkpoints(self, now: float) -> str | None:
         found = self._ask(f"{self._job}/checkpoints")
