@@ -188,12 +188,10 @@ class JoinJob:
         assert result is not None
         self._client = result.get_job_client()
         self.job_id = str(self._client.get_job_id())
-        rest = cluster.url if cluster is not None else f"http://127.0.0.1:{rest_port}"
+        rest = f"http://127.0.0.1:{rest_port}" if cluster is None else cluster.url
         write_running(state_dir, RunningAt(rest=rest, job_id=self.job_id, pid=os.getpid()))
         self._remote = None if cluster is None else RemoteJob(FlinkRest(rest), self.job_id)
-        self._stuck = StuckWatch(
-            rest, self.job_id, state_dir, known_or_none(position), embedded=cluster is None
-        )
+        self._stuck = _watch(rest, self.job_id, state_dir, position, cluster)
         self.net_runtime_ms: int | None = None
         """Of a bounded run that has ended: from Flink's start of the job to its end, without the
         start of the JVM and the planning."""
@@ -345,3 +343,14 @@ def _newest_readable(state_dir: Path) -> SavedState | None:
         finally:
             stream.close()
     return None
+
+
+def _watch(
+    rest: str,
+    job_id: str,
+    state_dir: Path,
+    position: Callable[[], Mapping[Partition, int]],
+    cluster: Cluster | None,
+) -> StuckWatch:
+    at = known_or_none(position)
+    return StuckWatch(rest, job_id, state_dir, at, embedded=cluster is None)

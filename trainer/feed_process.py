@@ -20,6 +20,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +43,7 @@ LOOKAHEAD = 2
 _READY, _PORTION, _END, _ERROR = b"R", b"P", b"E", b"X"
 _GLANCE_SECONDS = 0.01
 _PIPE_BYTES = 1 << 20
+_CLOSE_SECONDS_MAX = 5.0
 """As much as Linux gives any user: a portion is some megabytes, and each filling of the pipe costs
 a switch between the two processes."""
 
@@ -276,7 +278,13 @@ class _Child:
                     self._wanted = 0
                     self._send(_END, [])
         finally:
+            # Where the broker is gone with the learner, closing may take for ever: nothing is lost
+            # by not waiting, and nobody would end this process.
+            end = threading.Timer(_CLOSE_SECONDS_MAX, os._exit, (0,))
+            end.daemon = True
+            end.start()
             feed.close()
+            end.cancel()
 
     def fail(self, error: Exception) -> None:
         """Say why no more will come."""
