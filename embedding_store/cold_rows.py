@@ -34,7 +34,6 @@ LOGGED_MAX: Final = 1 << 17
 """Keys read by RocksDB because of the log; before there are more, the log is made a table."""
 
 LISTINGS_MAX: Final = 10
-LITTLE_BYTES: Final = 16 << 20
 
 Identity = tuple[int, int]
 """Device and inode: a table that RocksDB has taken in got another name."""

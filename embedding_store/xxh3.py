@@ -30,11 +30,9 @@ _SECRET: Final = np.frombuffer(
 
 def _words(first: int, many: int, step: int) -> NDArray[np.uint64]:
     """`many` little-endian words of the secret, `step` bytes apart."""
-    return np.array(
-        [int.from_bytes(_SECRET[at : at + 8].tobytes(), "little") for at in
-         range(first, first + many * step, step)],
-        np.uint64,
-    )  # fmt: skip
+    starts = range(first, first + many * step, step)
+    words = [int.from_bytes(_SECRET[at : at + 8].tobytes(), "little") for at in starts]
+    return np.array(words, np.uint64)
 
 
 _STRIPES_PER_BLOCK: Final = 16

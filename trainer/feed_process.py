@@ -42,8 +42,8 @@ from trainer.source import FileSource, KafkaSource, Offsets, Source, retry_while
 LOOKAHEAD = 2
 _READY, _PORTION, _END, _ERROR = b"R", b"P", b"E", b"X"
 _GLANCE_SECONDS = 0.01
-_PIPE_BYTES = 1 << 20
 _CLOSE_SECONDS_MAX = 5.0
+_PIPE_BYTES = 1 << 20
 """As much as Linux gives any user: a portion is some megabytes, and each filling of the pipe costs
 a switch between the two processes."""
 
@@ -277,6 +277,10 @@ class _Child:
                 elif feed.at_end:
                     self._wanted = 0
                     self._send(_END, [])
+        except BrokenPipeError:
+            raise
+        except (TrainerError, TopicError, OSError) as error:
+            self.fail(error)  # said before the closing, which a lost broker can hold up
         finally:
             # Where the broker is gone with the learner, closing may take for ever: nothing is lost
             # by not waiting, and nobody would end this process.
