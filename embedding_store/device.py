@@ -95,6 +95,18 @@ class DeviceSlab(Slab):
             stored = stored.masked_fill(self._sent(none)[:, None], 0.0)
         return stored.contiguous()
 
+    def learn_and_update(  # noqa: PLR0917
+        self,
+        place: SetPlace,
+        every: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        grad: NDArray[np.float32] | Tensor,
+        counts: NDArray[np.int32],
+        now_s: int,
+    ) -> int:
+        self.learn(every, counts, now_s)  # headers lie here, vectors on the device
+        return self.update(place, slots, grad)
+
     def update(
         self, place: SetPlace, slots: NDArray[np.int64], grad: NDArray[np.float32] | Tensor
     ) -> int:

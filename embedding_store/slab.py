@@ -225,10 +225,11 @@ class Slab:
         counts: NDArray[np.int32],
         now_s: int,
     ) -> int:
-        """`learn` on `every` row of a batch, `update` on those `slots` that have the set."""
+        """`learn` on `every` row of a batch, `update` on those `slots` that have the set: in one
+        pass over the rows where these are the same."""
         spec = place.spec
         rowwise = spec.dtype == "float32" and spec.optimizer in {"rowwise_adagrad", "sgd"}
-        if type(self) is not Slab or slots is not every or not rowwise:
+        if slots is not every or not rowwise:
             self.learn(every, counts, now_s)
             return self.update(place, slots, grad)
         self._reserve_dirty(len(every))
