@@ -33,6 +33,9 @@ DAY_MS = 86_400_000
 _PRIOR = 20.0
 """Impressions that a running rate of a new value is worth."""
 TREES = 100
+PEERS = {"lightgbm": 31, "lightgbm, 7 leaves": 7}
+"""Arm -> leaves of a tree. The small trees overfit rare tasks less; each task's verdict is against
+the better of the two."""
 QUICK_MODELS = ("lr", "dcn")
 REPEATED = ("dcn", "multi_embedding", "stem")
 """The models that every seed runs, one set of rows, several, one per task; the others run once."""
@@ -47,7 +50,12 @@ NOTES = {
     "SD is over weights: the log is one. The loss was chosen because nothing is delayed, but after "
     "fnw had been seen, which this log needs not: dcn's click AUC with it is .798 (seed 100).",
     "deskdrop": "An opened article is the impression; likes, bookmarks, follows and comments come "
-    "at their own times.",
+    "at their own times and count within 24 h. Labels are delayed here, so the loss is fnw and "
+    "ours learn of a conversion when it happens (running rates when an impression is final); "
+    "LightGBM and river learn of an impression when its window has closed. LightGBM is not given "
+    "the list of recent articles. Settings are those of study kuairand but the loss; none was "
+    "chosen on this log. dcn, river and the LightGBM of 31 leaves had been run on it once before; "
+    "that one overfits, so one of 7 leaves was set beside it. SD is over weights: the log is one.",
 }
 WITHOUT = "dcn"
 """The model that is also run without running rates."""
@@ -79,7 +87,8 @@ def compare(name: str, options: Options) -> dict[str, Any]:
                 row[key].append(value)
         say(f"{arm}: " + ", ".join(f"{t} {tables[t][arm]['auc'][-1]:.4f}" for t in base.tasks))
 
-    score("lightgbm", _lightgbm(samples, base.tasks, 0))
+    for peer, leaves in PEERS.items():
+        score(peer, _lightgbm(samples, base.tasks, leaves))
     score("river", _river(samples, base.tasks))
     for seed in range(options.seeds):
         for model in models:
@@ -98,8 +107,8 @@ def compare(name: str, options: Options) -> dict[str, Any]:
         f"correct, loss {base.model.delayed_feedback}, the seed in the weights; "
         f"{', '.join(REPEATED)} with every seed, the others with one. LightGBM, retrained at each "
         f"midnight on all matured impressions with the same running rates, has {TREES} trees "
-        "of 31 leaves at rate .1, so that it is cheap, and no early stopping; LightGBM and river: "
-        f"one run each, no SD. {NOTES[name]}",
+        f"of {' or '.join(map(str, PEERS.values()))} leaves at rate .1, so that it is cheap, and "
+        f"no early stopping; LightGBM and river: one run each, no SD. {NOTES[name]}",
         "tables": {f"Task {task}": arms for task, arms in shown.items()},
         "verdicts": [_verdict(task, arms, models) for task, arms in shown.items()],
     }
@@ -137,10 +146,11 @@ def _plot(shown: dict[str, Any], path: Path) -> None:
         order = sorted(found, key=lambda arm: found[arm]["auc"]["mean"])
         means = [found[arm]["auc"]["mean"] for arm in order]
         errors = [found[arm]["auc"]["sd"] for arm in order]
-        colours = [{"lightgbm": "#a53b3b", "river": "#2f7d4f"}.get(a, "#3b6ea5") for a in order]
+        peers = {"river": "#2f7d4f", **dict.fromkeys(PEERS, "#a53b3b")}
+        colours = [peers.get(arm, "#3b6ea5") for arm in order]
         axis.errorbar(means, range(len(order)), xerr=errors, fmt="none", ecolor="0.5", capsize=2)
         axis.scatter(means, range(len(order)), color=colours, s=22, zorder=3)
-        axis.axvline(found["lightgbm"]["auc"]["mean"], color="#a53b3b", linewidth=0.8)
+        axis.axvline(found[_peer(found)]["auc"]["mean"], color="#a53b3b", linewidth=0.8)
         axis.set_yticks(range(len(order)), order, fontsize=8)
         axis.set(title=task, xlabel="AUC")
     figure.tight_layout()
@@ -148,15 +158,21 @@ def _plot(shown: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def _peer(arms: dict[str, Any]) -> str:
+    """The LightGBM with the larger AUC."""
+    return max(PEERS, key=lambda peer: arms[peer]["auc"]["mean"])
+
+
 def _verdict(task: str, arms: dict[str, Any], models: tuple[str, ...]) -> str:
     """Of the models that every seed ran, the best by mean."""
     repeated = [model for model in models if model in REPEATED] or models
     best = max(repeated, key=lambda model: arms[model]["auc"]["mean"])
-    ours, peer = arms[best]["auc"], arms["lightgbm"]["auc"]
-    gap, noise = ours["mean"] - peer["mean"], 2 * ours["sd"]
+    peer = _peer(arms)
+    ours = arms[best]["auc"]
+    gap, noise = ours["mean"] - arms[peer]["auc"]["mean"], 2 * ours["sd"]
     inside = ", inside 2 SD" if abs(gap) <= noise else ""
     seeds = f" over {ours['seeds']} seeds" if ours["seeds"] > 1 else " in one run"
-    return f"{task}: our best, {best}, {gap:+.4f} AUC against LightGBM{seeds}{inside} (goal: above)"
+    return f"{task}: our best, {best}, {gap:+.4f} AUC against {peer}{seeds}{inside} (goal: above)"
 
 
 class _Rates:
@@ -199,7 +215,7 @@ def _categorical(sample: Row) -> list[tuple[str, str]]:
     return found + [(k, v) for k, v in sample["features"].items() if isinstance(v, str)]
 
 
-def _lightgbm(samples: list[Row], tasks: tuple[str, ...], seed: int) -> dict[str, Any]:
+def _lightgbm(samples: list[Row], tasks: tuple[str, ...], leaves: int) -> dict[str, Any]:
     """Retrained at each midnight on every impression whose final had been emitted."""
     slots = ["user_id", "item_id", "domain"]
     slots += sorted(
@@ -238,7 +254,7 @@ def _lightgbm(samples: list[Row], tasks: tuple[str, ...], seed: int) -> dict[str
                 predict()
                 day = today
                 if rows:
-                    models = _trained(np.stack(rows), np.asarray(labels), seed)
+                    models = _trained(np.stack(rows), np.asarray(labels), leaves)
             kept[id_] = np.asarray(rates.features(sample, slots), np.float32)
             waiting.append(id_)
         elif sample["state"] == "final":
@@ -251,7 +267,7 @@ def _lightgbm(samples: list[Row], tasks: tuple[str, ...], seed: int) -> dict[str
     return predictions
 
 
-def _trained(x: npt.NDArray[Any], y: npt.NDArray[Any], seed: int) -> list[Any]:
+def _trained(x: npt.NDArray[Any], y: npt.NDArray[Any], leaves: int) -> list[Any]:
     """One model per task; a constant logit where a task has one class."""
     models: list[Any] = []
     binned = lightgbm.Dataset(x, params={"max_bin": 127, "verbosity": -1}, free_raw_data=False)
@@ -259,7 +275,7 @@ def _trained(x: npt.NDArray[Any], y: npt.NDArray[Any], seed: int) -> list[Any]:
         if not 0 < y[:, t].sum() < len(y):
             models.append(-5.0)
             continue
-        settings = {"objective": "binary", "num_leaves": 31, "learning_rate": 0.1, "seed": seed}
+        settings = {"objective": "binary", "num_leaves": leaves, "learning_rate": 0.1, "seed": 0}
         settings |= {"verbosity": -1, "num_threads": 1, "feature_fraction": 0.8, "max_bin": 127}
         settings |= {"bagging_fraction": 0.8, "bagging_freq": 1}
         models.append(lightgbm.train(settings, binned.set_label(y[:, t]), TREES))

@@ -9,7 +9,7 @@ time of the newest event in it, rounded up to the publish period. Downstream tra
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import torch
+import xxhash
 from measuring import config_of
 from study_frame import LogSource
 from study_log import Log, joined
@@ -43,11 +44,12 @@ from trainer.loop import Loop
 from trainer.step import row_layout
 
 START_MS = 1_700_006_400_000
-RATE = 60.0
-DRIFT_MS = 600_000
+WORLD = {"rate": 60.0, "users": 500, "items": 200, "drift_ms": 600_000}
 """Interests change altogether in ten minutes of event time."""
 BUCKETS = 2**14
 TASK = "click"
+UPSTREAM_TASK = 0
+"""Its place among the kinds."""
 CHUNK_MS = 1_000
 
 
@@ -85,29 +87,30 @@ class Upstream:
         return manifest
 
 
-def make_log(seed: int, impressions: int) -> tuple[Log, SimulatedTraffic]:
-    """The simulator's events, joined."""
-    source = SimulatedTraffic(
-        start_ms=START_MS, seed=seed, rate=RATE, faults=False, users=500, items=200,
-        drift_ms=DRIFT_MS,
-    )  # fmt: skip
+def make_log(seed: int, impressions: int, **world: Any) -> tuple[Log, SimulatedTraffic]:
+    """The simulator's events, joined; `world` over `WORLD`."""
+    settings: dict[str, Any] = {**WORLD, **world}
+    source = SimulatedTraffic(start_ms=START_MS, seed=seed, faults=False, **settings)
     return joined(source, upstream_config(source, seed), impressions), source
 
 
-def upstream_config(source: SimulatedTraffic, seed: int, **flags: Any) -> Config:
-    """lfm4ads, a version about every second of event time."""
-    return config_of(
-        source.config_values(),
-        join__policy="correct",
-        model__name="lfm4ads",
-        trainer__cut_by="count",
-        trainer__batch_samples_max=128,
-        trainer__commit_every_steps=1,
-        trainer__seed=seed,
-        optimizer__sparse_lr=0.1,
-        publish__cross_half_life="120s",
-        **flags,
-    )
+def upstream_config(
+    source: SimulatedTraffic, seed: int, *, without: Container[str] = (), **flags: Any
+) -> Config:
+    """lfm4ads, a version about every second of event time; `without` these slots."""
+    values = dict(source.config_values())
+    values["slots"] = {n: spec for n, spec in values["slots"].items() if n not in without}
+    settings: dict[str, Any] = {
+        "join__policy": "correct",
+        "model__name": "lfm4ads",
+        "trainer__cut_by": "count",
+        "trainer__batch_samples_max": 128,
+        "trainer__commit_every_steps": 1,
+        "trainer__seed": seed,
+        "optimizer__sparse_lr": 0.1,
+        "publish__cross_half_life": "120s",
+    }
+    return config_of(values, **{**settings, **flags})
 
 
 def run_upstream(
@@ -178,11 +181,11 @@ class Traffic:
     served: int
 
 
-def traffic(log: Log, domain: str, task: str = TASK) -> Traffic:
-    """What the scenario's own stream carries, a second of event time at a time."""
+def traffic(log: Log, domain: str, task: str = TASK, *, since: float = 0.0) -> Traffic:
+    """What the scenario's own stream carries, a second of event time at a time, from that share of
+    its seconds on: a scenario may begin when the upstream has learnt."""
     shown: dict[int, list[Impression]] = {}
     labels: dict[int, dict[str, int]] = {}
-    served = 0
     for line, at in zip(log.lines, log.emitted_ms, strict=True):
         sample = orjson.loads(line)
         if sample["domain"] != domain or sample["state"] == "correction":
@@ -191,7 +194,6 @@ def traffic(log: Log, domain: str, task: str = TASK) -> Traffic:
         if sample["state"] == "final":
             labels.setdefault(chunk, {})[sample["impression_id"]] = sample["labels"][task]
         else:
-            served += 1
             shown.setdefault(chunk, []).append(
                 Impression(
                     impression_id=sample["impression_id"],
@@ -205,7 +207,8 @@ def traffic(log: Log, domain: str, task: str = TASK) -> Traffic:
     chunks = [
         (at, shown.get(at, []), labels.get(at, {})) for at in sorted(shown.keys() | labels.keys())
     ]
-    return Traffic(chunks, served)
+    chunks = chunks[int(len(chunks) * since) :]
+    return Traffic(chunks, sum(len(served) for _, served, _ in chunks))
 
 
 class CachedFields(Fields):
@@ -247,8 +250,23 @@ class Arm:
     fields: CachedFields
     dims: dict[Kind, int]
     tower: MixTower | None = None
+    frozen: bool = False
+    """Its layers learn no more (`iim`)."""
     reads: Reads | None = None
     seed: int = 0
+    share: float = 1.0
+    """Of the labels, drawn per impression by `slice_`: what it learns from. It serves and is scored
+    on all."""
+    slice_: int = 0
+
+    def taught(self, impressions: Iterable[str]) -> set[str] | None:
+        """Those that it learns from; None = all."""
+        if self.share >= 1:
+            return None
+        below = int(self.share * 2**64)
+        return {
+            i for i in impressions if xxhash.xxh3_64_intdigest(i.encode(), seed=self.slice_) < below
+        }
 
     def learner(self, reader: Replayed) -> ScenarioLearner:
         """A fresh one."""
@@ -256,7 +274,9 @@ class Arm:
         reads: Reads = self.reads or READS[self.transfer]
         dims = [self.dims[kind] for kind in KINDS_READ[reads]]
         shape = Shape(len(self.fields), BUCKETS)
-        model = scenario_model(self.transfer, shape, dims, tower=self.tower)
+        model = scenario_model(
+            self.transfer, shape, dims, tower=self.tower, frozen=self.frozen, task=UPSTREAM_TASK
+        )
         return ScenarioLearner(model, self.fields, reader, reads=reads, dims=dims, task=TASK)
 
 
@@ -304,8 +324,8 @@ def run_arms(
             learner.serve(shown)
         times |= {i.impression_id: i.event_ms for i in shown}
         order += [times.pop(i) for i in labels if i in times]
-        for learner in learners:
-            learner.learn(labels)
+        for arm, learner in zip(arms, learners, strict=True):
+            learner.learn(labels, arm.taught(labels))
     found = []
     for learner in learners:
         report = learner.report()

@@ -22,7 +22,7 @@ from topics.errors import RecordInvalid
 
 FILE = "mix_tower.safetensors"
 _STORED = "weight."
-_PARTS = ("norm.", "cross.layers.", "mix.layers.", "mix.norms.")
+_PARTS = ("norm.", "cross.layers.", "mix.layers.", "mix.norms.", "heads.linear.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ downstream model computes a cross of its own, beginning with the upstream's weig
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -78,13 +78,28 @@ class NonLinearAdapter(nn.Module):
         return own * 2.0 * torch.sigmoid(self.gate(published.features()))
 
 
+class Direct(nn.Module):
+    """w v / sqrt(D), w zero at the start: what a published vector says by itself. A few labels
+    teach it; the way through the own layers takes more."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, published: Published) -> Tensor:
+        """v [B, D] -> [B]; 0 where it is missing."""
+        said: Tensor = published.vectors @ self.weight / len(self.weight) ** 0.5
+        return said
+
+
 class IsomorphicInteraction(nn.Module):
     """The upstream's mix tower once more: LayerNorm, DCNv2 cross layers, then Linear + LayerNorm +
     ReLU, over [published UR and IR | own fields projected to what is left of the input's width].
 
     `warm_start` takes the upstream's weights (`headwater export --weights`): the published vectors
     stand where they stood upstream, so its layers see what they were made for. `frozen` leaves them
-    as they came. The projection of the own fields always learns.
+    as they came. The projection of the own fields always learns; it starts at zero, so that the
+    layers begin with the published vectors alone. `head` begins as the upstream's for one task.
     """
 
     def __init__(
@@ -106,6 +121,8 @@ class IsomorphicInteraction(nn.Module):
                 f"{dim}: UR and IR side by side are what stands in the upstream's input"
             )
         self.enter = nn.Linear(own + 1, wide - dim)
+        nn.init.zeros_(self.enter.weight)
+        nn.init.zeros_(self.enter.bias)
         self.turn: Tensor
         self.register_buffer("turn", torch.eye(dim))
         self.norm = nn.LayerNorm(wide)
@@ -115,6 +132,8 @@ class IsomorphicInteraction(nn.Module):
             nn.Linear(before, after) for before, after in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(after) for after in mix_dims)
+        self.head = nn.Linear(widths[-1], 1, bias=False)
+        nn.init.zeros_(self.head.weight)
         self.width = own + widths[-1]
         self._frozen = frozen
         if frozen:
@@ -124,10 +143,16 @@ class IsomorphicInteraction(nn.Module):
     def _upstream_parts(self) -> tuple[nn.Module, ...]:
         return self.norm, self.cross, self.layers, self.norms
 
-    def warm_start(self, weights: Mapping[str, Tensor]) -> None:
+    def warm_parameters(self) -> Iterator[nn.Parameter]:
+        """What `warm_start` fills."""
+        for part in (*self._upstream_parts(), self.head):
+            yield from part.parameters()
+
+    def warm_start(self, weights: Mapping[str, Tensor], task: int = 0) -> None:
         """Take the upstream's `norm.*`, `cross.layers.*`, `mix.layers.*` and `mix.norms.*`, and,
         where vectors are published in an anchored basis, `basis.user` and `basis.item`: the
-        rotations to undo.
+        rotations to undo. `head` takes the row of the upstream's `task` in `heads.linear.weight`;
+        without it (an export of before) it stays at zero.
 
         Copies: what the downstream learns never reaches the upstream. Raises ValueError naming the
         first weight that is missing or has another shape.
@@ -150,6 +175,8 @@ class IsomorphicInteraction(nn.Module):
                             "wide, cross_layers and mix_dims"
                         )
                     parameter.copy_(given)
+            if "heads.linear.weight" in weights:
+                self.head.weight.copy_(weights["heads.linear.weight"][task : task + 1])
             if "basis.user" in weights:
                 at = 0
                 for side in ("basis.user", "basis.item"):
@@ -167,6 +194,11 @@ class IsomorphicInteraction(nn.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = torch.relu(norm(layer(x)))
         return torch.cat([own, x], 1)
+
+    def says(self, carried: Tensor) -> Tensor:
+        """[B, width] as `forward` gave it -> [B]: what the head makes of the own CR'."""
+        said: Tensor = self.head(carried[:, -self.head.in_features :]).squeeze(1)
+        return said
 
 
 class RetrievalScore(nn.Module):

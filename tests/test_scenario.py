@@ -103,6 +103,18 @@ def test_it_learns_with_the_vector_that_was_served() -> None:
     assert learner.report().samples == 1
 
 
+def test_a_scenario_may_be_scored_on_more_than_it_learns_from() -> None:
+    first, second = (learner_of(config_of(), Held(VectorTable("user"))) for _ in range(2))
+    for learner in (first, second):
+        learner.serve([impression(n) for n in range(8)])
+    labels = {f"i{n}": n % 2 for n in range(8)}
+    assert first.learn(labels, taught={"i3"}) == 8
+    assert second.learn({"i3": 1}) == 1
+    assert (first.report().samples, second.report().samples) == (8, 1)
+    again = [impression(100), impression(101)]
+    assert first.serve(again).tolist() == second.serve(again).tolist(), "one label taught both"
+
+
 def test_the_served_logit_is_what_is_scored() -> None:
     learner = learner_of(config_of(), Held(VectorTable("user")))
     served = learner.serve([impression(n) for n in range(40)])

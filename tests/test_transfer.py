@@ -11,11 +11,18 @@ from torch import nn
 
 from downstream.published import Published, PublishedRows, read_published
 from downstream.table import Taken, VectorTable
-from downstream.transfer import IsomorphicInteraction, LinearConcat, NonLinearAdapter, NoTransfer
+from downstream.transfer import (
+    Direct,
+    IsomorphicInteraction,
+    LinearConcat,
+    NonLinearAdapter,
+    NoTransfer,
+)
 from tests.publishing import DIM, representation
 from topics.names import Kind
 
 OWN = 12
+PARTS = ("weight", "bias")
 
 
 class Held:
@@ -139,6 +146,32 @@ def test_an_isomorphic_module_starts_as_the_upstream_and_may_stay_so(frozen: boo
     assert not torch.equal(module.enter.weight, entered), "the own projection always learns"
     assert torch.equal(module.cross[1].weight, before["cross.layers.1.weight"]) is frozen
     assert all(torch.equal(weights[name], before[name]) for name in weights), "only copies learn"
+
+
+def test_the_upstreams_head_of_one_task_speaks_from_the_start() -> None:
+    """With no own field learnt yet, the module says what the upstream's layers and head say of the
+    published vectors; an export without heads leaves it silent."""
+    weights = upstream_weights(8, 1, (6,))
+    own, read = torch.randn(4, OWN), published(4)
+    silent = IsomorphicInteraction(OWN, DIM, wide=8, cross_layers=1, mix_dims=(6,))
+    silent.warm_start(weights)
+    assert silent.says(silent(own, read)).eq(0).all()
+    weights["heads.linear.weight"] = torch.randn(3, 6)
+    module = IsomorphicInteraction(OWN, DIM, wide=8, cross_layers=1, mix_dims=(6,))
+    module.warm_start(weights, task=2)
+    x0 = nn.functional.layer_norm(torch.cat([read.vectors, torch.zeros(4, 8 - DIM)], 1), (8,))
+    crossed = x0 * nn.functional.linear(x0, *(weights[f"cross.layers.0.{p}"] for p in PARTS)) + x0
+    mixed = nn.functional.linear(crossed, *(weights[f"mix.layers.0.{p}"] for p in PARTS))
+    hidden = torch.relu(nn.functional.layer_norm(mixed, (6,)))
+    expected = hidden @ weights["heads.linear.weight"][2]
+    assert torch.allclose(module.says(module(own, read)), expected, atol=1e-5)
+
+
+def test_what_a_vector_says_by_itself_is_nothing_at_first() -> None:
+    direct = Direct(DIM)
+    assert direct(published(3)).tolist() == [0.0] * 3
+    direct(published(3)).sum().backward()
+    assert direct.weight.grad is not None and direct.weight.grad.abs().sum() > 0
 
 
 def test_weights_of_another_shape_are_refused_by_name() -> None:

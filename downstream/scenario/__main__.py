@@ -62,7 +62,10 @@ def main() -> int:
             dims = [_published_width(reader, kind, stopping) for kind in KINDS_READ[reads]]
             fields = Fields(config)
             shape = Shape(len(fields), fields.buckets)
-            model = scenario_model(transfer, shape, dims, tower=tower, frozen=arguments.frozen)
+            place = config.tasks.index(task)
+            model = scenario_model(
+                transfer, shape, dims, tower=tower, frozen=arguments.frozen, task=place
+            )
             learner = ScenarioLearner(model, fields, reader, reads=reads, dims=dims, task=task)
             stream = ScenarioStream(config, bootstrap, learner, domain=arguments.domain, task=task)
             _log.info("scenario_ready", transfer=transfer, reads=reads, dims=dims)

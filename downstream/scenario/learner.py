@@ -6,8 +6,9 @@ label comes would hand the model vectors that have learnt from this very label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,12 @@ from torch.nn import functional
 
 from downstream.published import PublishedRows, Reads, TakesVectors, read_for
 from downstream.scenario.fields import Fields, pack
+from downstream.transfer import IsomorphicInteraction
 from topics.impression import Impression
 
+WARM_RATE = 0.1
+"""Of the learning rate, for weights that come from the upstream. Adagrad's first step is the rate
+itself, whatever the gradient: the full one would undo what they came with."""
 PENDING_MAX = 200_000
 """Impressions that wait for their label; beyond it the oldest are given up, and counted."""
 
@@ -65,8 +70,7 @@ class ScenarioLearner:
         self._model, self._fields, self._reader = model, fields, reader
         self._reads: Reads = reads
         self._dims, self._task = tuple(dims), task
-        learning = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.Adagrad(learning, lr=lr)
+        self._optimizer = torch.optim.Adagrad(_groups(model, lr), lr=lr)
         self._pending: dict[str, _Served] = {}
         self._logits: list[float] = []
         self._labels: list[int] = []
@@ -103,30 +107,31 @@ class ScenarioLearner:
             self._given_up += 1
         return np.asarray(logits, np.float32)
 
-    def learn(self, labels: dict[str, int]) -> int:
+    def learn(self, labels: dict[str, int], taught: Container[str] | None = None) -> int:
         """Score and learn the impressions whose labels are final now ({impression_id: 0|1});
-        returns how many of them had been served here."""
-        served = [(self._pending.pop(i), y) for i, y in labels.items() if i in self._pending]
-        if not served:
-            return 0
-        rows = [s for s, _ in served]
+        returns how many of them had been served here. With `taught`, only those of its impressions
+        are learnt; the others are scored: what a scenario with fewer labels would have said."""
+        served = [(i, self._pending.pop(i), y) for i, y in labels.items() if i in self._pending]
+        self._logits += [s.logit for _, s, _ in served]
+        self._labels += [y for _, _, y in served]
+        self._missing += int(sum(s.missing for _, s, _ in served))
+        learnt = [(s, y) for i, s, y in served if taught is None or i in taught]
+        if learnt and not self._frozen:
+            self._step([s for s, _ in learnt], [y for _, y in learnt])
+        return len(served)
+
+    def _step(self, rows: Sequence[_Served], labels: Sequence[int]) -> None:
         published = PublishedRows(
             np.stack([s.vector for s in rows]),
             np.asarray([s.age_seconds for s in rows], np.float32),
             np.asarray([s.missing for s in rows], np.float32),
         )
-        self._logits += [s.logit for s in rows]
-        self._labels += [y for _, y in served]
-        self._missing += int(published.missing.sum())
-        if self._frozen:
-            return len(served)
-        target = torch.tensor([float(y) for _, y in served])
+        target = torch.tensor([float(y) for y in labels])
         logits = self._model(pack([s.codes for s in rows]), published.tensors())
         loss = functional.binary_cross_entropy_with_logits(logits, target)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        return len(served)
 
     def freeze(self) -> None:
         """Learn no more; go on serving and scoring."""
@@ -154,6 +159,20 @@ class ScenarioLearner:
             from_future=self._from_future,
             given_up=self._given_up,
         )
+
+
+def _groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """What learns, and what of it came warm."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    warm = {
+        id(p)
+        for part in model.modules()
+        if isinstance(part, IsomorphicInteraction)
+        for p in part.warm_parameters()
+    }
+    groups: list[dict[str, Any]] = [{"params": [p for p in learning if id(p) not in warm]}]
+    came = [p for p in learning if id(p) in warm]
+    return [*groups, {"params": came, "lr": lr * WARM_RATE}] if came else groups
 
 
 def area_under_curve(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:

@@ -12,6 +12,7 @@ from downstream.pretrained import MixTower
 from downstream.published import Published, Reads
 from downstream.scenario.fields import FieldRows
 from downstream.transfer import (
+    Direct,
     IsomorphicInteraction,
     LinearConcat,
     NonLinearAdapter,
@@ -57,17 +58,19 @@ def scenario_model(
     *,
     tower: MixTower | None = None,
     frozen: bool = False,
+    task: int = 0,
 ) -> nn.Module:
     """A model of ([B, F] codes, Published) -> logits [B]; `dims` are the widths of what it reads.
 
-    `iim` takes the upstream's mix `tower`. Raises ValueError without one, and for widths that do
-    not fit.
+    `iim` takes the upstream's mix `tower`, and its head of `task` (by place). Raises ValueError
+    without one, and for widths that do not fit.
     """
     own, dim = shape.fields * shape.dim, sum(dims)
     if transfer == "retrieval":
         return RetrievalModel(dims)
     if transfer != "iim":
-        return ScenarioModel(shape, _FEATURE_LEVEL[transfer](own, dim))
+        reads = 0 if transfer == "none" else dim
+        return ScenarioModel(shape, _FEATURE_LEVEL[transfer](own, dim), reads)
     if tower is None:
         raise ValueError(
             "transfer iim: expected the upstream's weights, got none: `headwater export DIR "
@@ -81,15 +84,20 @@ def scenario_model(
         mix_dims=tower.mix_dims,
         frozen=frozen,
     )
-    module.warm_start(tower.weights)
-    return ScenarioModel(shape, module)
+    module.warm_start(tower.weights, task)
+    return ScenarioModel(shape, module, dim)
 
 
 class ScenarioModel(nn.Module):
-    """logit = MLP(transfer([mean of each field's embeddings], published vector)) + field biases."""
+    """logit = MLP(transfer([mean of each field's embeddings], published vector)) + field biases
+    + what the vector says by itself.
 
-    def __init__(self, shape: Shape, transfer: nn.Module) -> None:
-        """`transfer` maps ([B, fields * dim], Published) to [B, transfer.width]."""
+    The MLP says nothing at the start: of few labels its random layers would be most of the answer.
+    """
+
+    def __init__(self, shape: Shape, transfer: nn.Module, reads: int) -> None:
+        """`transfer` maps ([B, fields * dim], Published) to [B, transfer.width]; `reads`: width of
+        the published vectors, 0 = none."""
         super().__init__()
         self.fields, self.dim = shape.fields, shape.dim
         self.table = nn.EmbeddingBag(
@@ -99,6 +107,7 @@ class ScenarioModel(nn.Module):
         nn.init.normal_(self.table.weight, std=0.01)
         nn.init.zeros_(self.rates.weight)
         self.transfer = transfer
+        self.direct = Direct(reads) if reads else None
         width, layers = int(transfer.width), []  # type: ignore[arg-type]
         for hidden in HIDDEN:
             layers += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.ReLU()]
@@ -106,6 +115,7 @@ class ScenarioModel(nn.Module):
         last = nn.Linear(width, 1)
         self.mlp = nn.Sequential(*layers, last)
         with torch.no_grad():
+            last.weight.zero_()
             last.bias.fill_(LOGIT_AT_START)
 
     def forward(self, rows: FieldRows, published: Published) -> Tensor:
@@ -113,7 +123,12 @@ class ScenarioModel(nn.Module):
         codes, offsets = torch.from_numpy(rows.codes), torch.from_numpy(rows.offsets)
         own = self.table(codes, offsets).view(-1, self.fields * self.dim)
         first = self.rates(codes, offsets).view(-1, self.fields).sum(1)
-        logits: Tensor = self.mlp(self.transfer(own, published)).squeeze(1) + first
+        carried = self.transfer(own, published)
+        logits: Tensor = self.mlp(carried).squeeze(1) + first
+        if self.direct is not None:
+            logits = logits + self.direct(published)
+        if isinstance(self.transfer, IsomorphicInteraction):
+            logits = logits + self.transfer.says(carried)
         return logits
 
 
