@@ -13,6 +13,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from study_frame import Options, mean_sd, run_study, say
 from transfer_stream import (
+    HISTORY,
+    INTERESTS,
+    TELLING,
+    TELLING_UPSTREAM,
     Arm,
     CachedFields,
     Replayed,
@@ -28,10 +32,6 @@ from downstream.scenario.model import TRANSFERS
 from downstream.transfer import TransferName
 
 DOMAIN = "feed"
-WORLD = {
-    "rate": 40.0, "users": 50, "items": 60, "item_arrival_ms": 30_000, "drift_ms": 600_000,
-    "logit_shift": 1.0,
-}  # fmt: skip
 IMPRESSIONS = 72_000
 """Half an hour: three times the longest publish period, and in which interests change."""
 BEGINS = 1 / 3
@@ -44,12 +44,10 @@ WAYS: dict[str, tuple[TransferName, bool]] = {
 }
 """Way -> its module, and whether the upstream's layers in it stay as they came."""
 PERIODS = {"1 s": 1_000, "10 s": 10_000, "60 s": 60_000, "10 min": 600_000}
+BUCKETS = 2**12
+"""For some two hundred users and ads."""
 FRESH_SHARE = 0.1
-FRESH_WAYS = ("sum", "concat", "adapter", "retrieval", "iim, frozen")
-INTERESTS = "user_interests"
-"""The user's strongest categories now: with them in each impression nobody need learn interests."""
-HISTORY = "recent_items"
-"""What the user clicked: the upstream's to know."""
+FRESH_WAYS = ("concat", "retrieval", "iim, frozen")
 
 
 @dataclass(slots=True)
@@ -83,13 +81,12 @@ def _last(of: dict[str, list[float]]) -> str:
 
 def _measure(seed: int, impressions: int, found: Found) -> None:
     """One upstream run; every scenario over its versions."""
-    log, source = make_log(seed, impressions, **WORLD)
-    settings = {"model__first_order": False}
-    config = upstream_config(source, seed, without={INTERESTS}, **settings)
-    own = upstream_config(source, seed, without={INTERESTS, HISTORY}, **settings)
+    log, source = make_log(seed, impressions, **TELLING)
+    config = upstream_config(source, seed, without={INTERESTS}, **TELLING_UPSTREAM)
+    own = upstream_config(source, seed, without={INTERESTS, HISTORY}, **TELLING_UPSTREAM)
     upstream = run_upstream(log, config, tower_every=20)
     stream = traffic(log, DOMAIN, since=BEGINS)
-    fields, dims = CachedFields(own), widths(upstream.versions)
+    fields, dims = CachedFields(own, buckets=BUCKETS), widths(upstream.versions)
     began = stream.chunks[0][0]
     tower = [tower for at, tower in upstream.towers if at <= began][-1]
 
@@ -131,7 +128,7 @@ def _result(options: Options, found: Found) -> dict[str, Any]:
         told = [_told(p, _less(periods["1 s"], periods[p])) for p in ("10 s", "60 s", "10 min")]
         verdicts.append(f"{way}, a version every second: {'; '.join(told)}")
     verdicts.append(f"vectors newer than their impression: {found.refused} met, none used")
-    users, minutes = WORLD["users"], IMPRESSIONS / WORLD["rate"] / 60
+    users, minutes = TELLING["users"], IMPRESSIONS / TELLING["rate"] / 60
     return {
         "about": "Downstream trainers over published vectors of one upstream model that learns all "
         f"of a stream of {minutes:.0f} minutes of event time ({users} users, whose interests "

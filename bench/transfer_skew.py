@@ -14,6 +14,10 @@ from matplotlib import pyplot as plt
 from study_frame import Options, mean_sd, run_study, say
 from study_log import Log
 from transfer_stream import (
+    HISTORY,
+    INTERESTS,
+    TELLING,
+    TELLING_UPSTREAM,
     Arm,
     CachedFields,
     Replayed,
@@ -45,13 +49,14 @@ def study(options: Options) -> dict[str, Any]:
     cosines: dict[str, dict[str, list[float]]] = {}
     curves: dict[str, list[list[float]]] = {}
     for seed in range(options.seeds):
-        log, source = make_log(seed, impressions)
+        log, source = make_log(seed, impressions, **TELLING)
         stream = traffic(log, DOMAIN)
         fixed_ms = stream.chunks[int(len(stream.chunks) * FIXED_AT)][0]
         for basis in BASES:
-            config = upstream_config(source, seed, publish__basis=basis)
+            flags = {**TELLING_UPSTREAM, "publish__basis": basis}
+            config = upstream_config(source, seed, without={INTERESTS}, **flags)
             upstream = run_upstream(log, config)
-            restarted = upstream_config(source, seed + 1_000, publish__basis=basis)
+            restarted = upstream_config(source, seed + 1_000, without={INTERESTS}, **flags)
             other = _retrained(log, restarted, upstream, fixed_ms)
             for side, versions in (("later versions", upstream), ("retrained", other)):
                 found = _drift(upstream, versions, fixed_ms, stream.chunks[-1][0])
@@ -59,7 +64,8 @@ def study(options: Options) -> dict[str, Any]:
                 for kind, cosine in found.items():
                     row.setdefault(kind, []).append(cosine)
             curves.setdefault(basis, []).append(_curve(upstream, stream, fixed_ms))
-            fields = CachedFields(config)
+            own = upstream_config(source, seed, without={INTERESTS, HISTORY})
+            fields = CachedFields(own)
             for way in WAYS:
                 arm = Arm(way, fields, widths(upstream.versions), seed=seed)
                 for side in SIDES:
@@ -80,7 +86,9 @@ def study(options: Options) -> dict[str, Any]:
     return {
         "about": "A downstream trainer learns for the first half of the stream and is fixed then; "
         "AUC over the second half, when its vectors stay those of that moment, go on with the "
-        "upstream, or come from an upstream retrained on the same log from another start.",
+        "upstream, or come from an upstream retrained on the same log from another start. World "
+        "and own fields are those of study transfer, half as long: interests change altogether in "
+        "10 of 15 minutes of event time, so that a fixed model also falls behind the world.",
         "tables": tables,
         "verdicts": [_verdict(way, aucs) for way in WAYS],
     }

@@ -46,6 +46,18 @@ from trainer.step import row_layout
 START_MS = 1_700_006_400_000
 WORLD = {"rate": 60.0, "users": 500, "items": 200, "drift_ms": 600_000}
 """Interests change altogether in ten minutes of event time."""
+TELLING = {
+    "rate": 40.0, "users": 50, "items": 60, "item_arrival_ms": 30_000, "drift_ms": 600_000,
+    "logit_shift": 1.0,
+}  # fmt: skip
+"""A world in which an upstream can know much of a user before it changes: fewer users and ads, more
+clicks. Chosen on seed 100."""
+TELLING_UPSTREAM = {"model__first_order": False}
+"""What the first-order term says is in no vector."""
+INTERESTS = "user_interests"
+"""The user's strongest categories now: with them in each impression nobody need learn interests."""
+HISTORY = "recent_items"
+"""What the user clicked: the upstream's to know."""
 BUCKETS = 2**14
 TASK = "click"
 UPSTREAM_TASK = 0
@@ -214,8 +226,8 @@ def traffic(log: Log, domain: str, task: str = TASK, *, since: float = 0.0) -> T
 class CachedFields(Fields):
     """Each impression is hashed once, whatever the number of arms."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, buckets=BUCKETS)
+    def __init__(self, config: Config, *, buckets: int = BUCKETS) -> None:
+        super().__init__(config, buckets=buckets)
         self._known: dict[str, list[list[int]]] = {}
 
     def codes(self, impression: Impression) -> list[list[int]]:
@@ -273,7 +285,7 @@ class Arm:
         torch.manual_seed(self.seed)
         reads: Reads = self.reads or READS[self.transfer]
         dims = [self.dims[kind] for kind in KINDS_READ[reads]]
-        shape = Shape(len(self.fields), BUCKETS)
+        shape = Shape(len(self.fields), self.fields.buckets)
         model = scenario_model(
             self.transfer, shape, dims, tower=self.tower, frozen=self.frozen, task=UPSTREAM_TASK
         )
