@@ -13,7 +13,9 @@ import argparse
 import itertools
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -21,7 +23,7 @@ from settings.config import Config
 from settings.load import load_config
 from stream.__main__ import _free_port
 from stream.job import JoinJob, jar_paths
-from stream.plan import SINK_SETTINGS, SOURCE_SETTINGS, _kafka_options, _with
+from stream.plan import sink_properties, source_properties
 from topics.names import STREAMS
 
 COPIED = "copied"
@@ -36,36 +38,44 @@ class WarmJob(JoinJob):
 
 
 class CopyJob(WarmJob):
-    """Both event topics into one, byte for byte, under the sink settings of the join."""
+    """Both event topics into one, byte for byte, in SQL, with the clients' settings of the join."""
 
-    def plan(self, config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
-        raw = {"key.format": "raw", "key.fields": "k", "value.format": "raw"}
-        shared = _kafka_options(config, bootstrap) | raw | {"value.fields-include": "EXCEPT_KEY"}
-        source = (
-            shared
-            | SOURCE_SETTINGS
-            | {
-                "topic": ";".join(config.topic(stream) for stream in STREAMS),
-                "scan.startup.mode": "earliest-offset",
-                "scan.bounded.mode": "latest-offset",
-                "properties.group.id": f"{config.kafka.topic_prefix}.copy",
-            }
-        )
-        sink = (
-            shared
-            | SINK_SETTINGS
-            | {
-                "topic": config.topic(COPIED),
-                "sink.transactional-id-prefix": f"{config.kafka.topic_prefix}-copy",
-                "properties.transaction.timeout.ms": str(config.join.transaction_timeout),
-            }
-        )
+    def submit(self, configuration: Any, config: Config, bootstrap: str, *, bounded: bool) -> Any:
+        from pyflink.table import EnvironmentSettings, TableEnvironment
+
         assert bounded
-        return [
-            f"CREATE TEMPORARY TABLE events (k BYTES, v BYTES) WITH ({_with(source)})",
-            f"CREATE TEMPORARY TABLE copied (k BYTES, v BYTES) WITH ({_with(sink)})",
-            "INSERT INTO copied SELECT k, v FROM events",
-        ]
+        mode = EnvironmentSettings.new_instance().in_streaming_mode()
+        tables = TableEnvironment.create(mode.with_configuration(configuration).build())
+        raw = {
+            "connector": "kafka",
+            "key.format": "raw",
+            "key.fields": "k",
+            "value.format": "raw",
+            "value.fields-include": "EXCEPT_KEY",
+        }
+        source = raw | {
+            "topic": ";".join(config.topic(stream) for stream in STREAMS),
+            "scan.startup.mode": "earliest-offset",
+            "scan.bounded.mode": "latest-offset",
+            **_prefixed(source_properties(config, bootstrap)),
+            "properties.group.id": f"{config.kafka.topic_prefix}.copy",
+        }
+        sink = raw | {
+            "topic": config.topic(COPIED),
+            "sink.delivery-guarantee": "exactly-once",
+            "sink.transaction-naming-strategy": "POOLING",
+            "sink.transactional-id-prefix": f"{config.kafka.topic_prefix}-copy",
+            **_prefixed(sink_properties(config, bootstrap)),
+        }
+        for name, options in (("events", source), ("copied", sink)):
+            words = ", ".join(f"'{key}' = '{value}'" for key, value in options.items())
+            tables.execute_sql(f"CREATE TEMPORARY TABLE {name} (k BYTES, v BYTES) WITH ({words})")
+        return tables.execute_sql("INSERT INTO copied SELECT k, v FROM events").get_job_client()
+
+
+def _prefixed(properties: Mapping[str, str]) -> dict[str, str]:
+    del_discovery = {k: v for k, v in properties.items() if not k.startswith("partition.")}
+    return {f"properties.{name}": value for name, value in del_discovery.items()}
 
 
 def main() -> None:

@@ -18,12 +18,13 @@ from typing import Any
 import structlog
 
 from settings.config import Config
+from settings.errors import ConfigError
 from settings.java import java_options
-from stream.compiled import CompiledPlan, plan_for
 from stream.errors import JoinFailed, JoinPlanUnknown, JoinStateLost
 from stream.flink_rest import FlinkRest
 from stream.floor import FILE as FLOOR_FILE
-from stream.plan import JAR_CONTRACT, flink_settings, statements
+from stream.kept_plans import Plan, plan_for
+from stream.plan import JAR_CONTRACT, flink_settings, job_name
 from stream.remote import Cluster, RemoteJob, submission_settings
 from stream.restore import (
     SavedState,
@@ -41,6 +42,7 @@ from stream.restore import (
 from stream.savepoint import RunningAt, write_running
 from stream.stuck import StuckWatch, known_or_none
 from stream.tether import lock_state_dir, tether
+from stream.topology import build
 from topics.scan import Partition
 
 JAR_NAMES = (
@@ -48,7 +50,8 @@ JAR_NAMES = (
     "flink-sql-connector-kafka-5.0.0-2.2.jar",
     "zstd-jni-1.5.6-10.jar",
 )
-_HEAP = ("-Xms256m", "-Xmx2g", "-XX:+UseParallelGC")
+# Most pairs open and close within a second of a backlog: they should die young.
+_HEAP = ("-Xms1g", "-Xmx2g", "-Xmn768m", "-XX:+UseParallelGC")
 _LOG4J = """status = error
 appender.file.type = RollingFile
 appender.file.name = file
@@ -156,7 +159,7 @@ class JoinJob:
         asked = None if restore is None else require_newest(state_dir, restore.resolve())
         # Refuses what does not fit before a JVM is started.
         self._plan = _choose_plan(config, state_dir if asked is None else home_of(asked.path))
-        tables = self._start_jvm()
+        configured = self._start_jvm()
         saved = asked or _newest_readable(state_dir)
         self.restored_from = None if saved is None else saved.path
         if saved is None and has_run():
@@ -170,23 +173,22 @@ class JoinJob:
             rest_port=rest_port,
             bounded=bounded,
             restore_from=None if self.restored_from is None else self.restored_from.as_uri(),
-            watermark_ms=-1
-            if self.restored_from is None
-            else reached_watermark_ms(config, bootstrap),
         )
         if saved is not None and saved.is_savepoint:  # ours to keep, not Flink's to delete
             settings["execution.state-recovery.claim-mode"] = "NO_CLAIM"
         if cluster is not None:
             settings = submission_settings(settings, cluster)
+        self._watermark_ms = (
+            -1 if self.restored_from is None else reached_watermark_ms(config, bootstrap)
+        )
+        self._floor_file = str((state_dir / FLOOR_FILE).resolve())
         try:
-            environment = tables(self.settings(settings))
-            result = None
-            for statement in self.plan(config, bootstrap, bounded=bounded):
-                result = environment.execute_sql(statement)
+            configuration = configured(self.settings(settings))
+            self._client = self.submit(configuration, config, bootstrap, bounded=bounded)
+        except ConfigError:
+            raise
         except Exception as error:  # noqa: BLE001  py4j maps any Java exception to bare ones
             raise self._failure(error) from None
-        assert result is not None
-        self._client = result.get_job_client()
         self.job_id = str(self._client.get_job_id())
         rest = f"http://127.0.0.1:{rest_port}" if cluster is None else cluster.url
         write_running(state_dir, RunningAt(rest=rest, job_id=self.job_id, pid=os.getpid()))
@@ -200,12 +202,20 @@ class JoinJob:
         """Flink's settings as they are used; a benchmark adds its own."""
         return settings
 
-    def plan(self, config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
-        """The SQL to run, what starts the job last; a benchmark's peer brings its own."""
-        *tables, _insert = statements(config, bootstrap, bounded=bounded)
-        path = self._log_dir / "plan.json"
-        path.write_text(self._plan.render(config), encoding="utf-8")
-        return [*tables, f"EXECUTE PLAN '{path}'"]
+    def submit(self, configuration: Any, config: Config, bootstrap: str, *, bounded: bool) -> Any:
+        """Plan and start the job; returns PyFlink's JobClient. A benchmark's peer has its own."""
+        from pyflink.datastream import StreamExecutionEnvironment
+
+        environment = StreamExecutionEnvironment.get_execution_environment(configuration)
+        build(
+            environment,
+            config,
+            bootstrap,
+            bounded=bounded,
+            watermark_ms=self._watermark_ms,
+            watermark_file=self._floor_file,
+        )
+        return environment.execute_async(job_name(config))
 
     def wait(self, stopping: Callable[[], bool]) -> bool:
         """Block until the bounded input is joined (True) or `stopping()` is true (False).
@@ -250,7 +260,8 @@ class JoinJob:
             _log.info("join_gone", error=str(error).split("\n")[0])
 
     def _start_jvm(self) -> Callable[[dict[str, str]], Any]:
-        """Start PyFlink's JVM with our heap and log directory; returns what makes environments."""
+        """Start PyFlink's JVM with our heap and log directory; returns what makes its settings of
+        ours."""
         os.environ.setdefault("JVM_ARGS", shlex.join(java_options(*_HEAP)))
         os.environ["FLINK_LOG_DIR"] = str(self._log_dir)
         # Else PyFlink serves Beam's worker pool beside every environment: gRPC that needs Beam,
@@ -261,7 +272,7 @@ class JoinJob:
             from pyflink import pyflink_gateway_server
             from pyflink.common import Configuration
             from pyflink.java_gateway import get_gateway
-            from pyflink.table import EnvironmentSettings, TableEnvironment
+            from pyflink.util.java_utils import add_jars_to_context_class_loader
         except ImportError as error:
             raise JoinFailed(f"PyFlink is not installed: {error}", hint="make setup") from None
         tether(pyflink_gateway_server, self._lock, self._log_dir / "stderr.log")
@@ -271,8 +282,8 @@ class JoinJob:
             configuration = Configuration()
             for name, value in settings.items():
                 configuration.set_string(name, value)
-            mode = EnvironmentSettings.new_instance().in_streaming_mode()
-            return TableEnvironment.create(mode.with_configuration(configuration).build())
+            add_jars_to_context_class_loader(settings["pipeline.jars"].split(";"))
+            return configuration
 
         return make
 
@@ -302,7 +313,7 @@ def _hint(text: str) -> str | None:
     return next((hint for sign, hint in _HINTS if sign in text), None)
 
 
-def _choose_plan(config: Config, state_dir: Path) -> CompiledPlan:
+def _choose_plan(config: Config, state_dir: Path) -> Plan:
     """The plan that the state in `state_dir` belongs to, if this config can go on with it."""
     before = read_shape(state_dir) if any(saved_states(state_dir)) else None
     plan = plan_for(None if before is None else before.plan)

@@ -1,47 +1,33 @@
-"""The join as text: Flink's settings and the SQL, made from the config. Knows nothing of PyFlink.
-
-The plan: two Kafka tables in the `headwater-event` format (validated once, a watermark per
-partition) -> union -> the process table function `attribution_join` keyed by (user_id, item_id)
--> one transactional Kafka sink over all output topics, so that one transaction holds every verdict.
+"""The join's settings as text, made from the config: Flink's, and those of its Kafka clients. Knows
+nothing of PyFlink; `stream.topology` is the job that they are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from settings.config import Config
 from settings.credentials import resolved
 from settings.errors import ConfigError
-from stream.floor import FILE as FLOOR_FILE
-from topics.names import (
-    CONVERSIONS,
-    IMPRESSIONS,
-    JOIN_OUTPUTS,
-    STREAMS,
-    Stream,
-    join_group,
-    record_bytes_max,
-)
+from topics.names import join_group, record_bytes_max
 
 _WATERMARK_INTERVAL_MS = 100
-_DISCOVERY = "10000 ms"
+_DISCOVERY_MS = 10_000
 """How soon a partition that was added is read. Its first events wait so long, nothing is lost."""
+_BOUNDED_INTERVAL_MS = 5_000
+"""Between checkpoints of a join of history: nobody waits for its records to become visible."""
 _BUFFER_TIMEOUT_MS = 10
 """How long a row may wait in a network buffer: a part of freshness."""
-SINK_SETTINGS = {
-    "sink.delivery-guarantee": "exactly-once",
-    # One prefix for ever, ids from a pool: what a killed run left open is found and aborted by
-    # the next one, and ids do not pile up on the broker at two checkpoints a second.
-    "sink.transaction-naming-strategy": "POOLING",
-    "properties.compression.type": "lz4",
-    "properties.linger.ms": "5",
-    "properties.batch.size": "131072",
+JAR_CONTRACT = 3
+"""What Python and the operator's jar agree on: constructors and their arguments. Raised by one in
+both (`stream/java/src/main/resources/dev/headwater/join/contract`) when one changes."""
+OPERATORS = {
+    "events": "headwater-events",
+    "join": "headwater-join",
+    "verdicts": "headwater-verdicts",
 }
-"""Of every job that is compared with the join, too."""
-JAR_CONTRACT = 2
-"""What this module and the operator's jar agree on: table options, job parameters, columns. Raised
-by one in both (`stream/java/src/main/resources/dev/headwater/join/contract`) when one changes."""
+"""Our name -> Flink's uid, by which state is found again: never changed within a plan."""
 _LIBRDKAFKA_ONLY = (
     "ssl.certificate.",
     "ssl.key.",
@@ -49,7 +35,6 @@ _LIBRDKAFKA_ONLY = (
     "sasl.oauthbearer.",
     "enable.ssl.certificate.verification",
 )
-SOURCE_SETTINGS = {"properties.max.poll.records": "4000"}
 
 
 def flink_settings(
@@ -60,18 +45,19 @@ def flink_settings(
     rest_port: int,
     bounded: bool,
     restore_from: str | None,
-    watermark_ms: int,
 ) -> dict[str, str]:
-    """Flink's configuration for one run. `restore_from` is a retained checkpoint's path;
-    `watermark_ms` is what the join had reached before (-1 = nothing): Flink's own starts anew.
-    """
+    """Flink's configuration for one run. `restore_from` is a retained checkpoint's path."""
     join = config.join
+    interval = (
+        max(join.checkpoint_interval, _BOUNDED_INTERVAL_MS)
+        if bounded
+        else (join.checkpoint_interval)
+    )
     settings = {
         "pipeline.name": job_name(config),
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
         "pipeline.auto-watermark-interval": f"{_WATERMARK_INTERVAL_MS} ms",
-        "pipeline.global-job-parameters": _job_parameters(config, watermark_ms, state_dir),
         "parallelism.default": str(join.parallelism),
         "metrics.fetcher.update-interval": "1000 ms",
         "rest.bind-address": "127.0.0.1",
@@ -81,9 +67,9 @@ def flink_settings(
         "jobmanager.bind-host": "127.0.0.1",
         "taskmanager.bind-host": "127.0.0.1",
         "execution.buffer-timeout.interval": f"{_BUFFER_TIMEOUT_MS} ms",
-        "execution.checkpointing.interval": f"{join.checkpoint_interval} ms",
+        "execution.checkpointing.interval": f"{interval} ms",
         # State on the heap is written whole: where that takes long, events get half of the time.
-        "execution.checkpointing.min-pause": f"{join.checkpoint_interval // 2} ms",
+        "execution.checkpointing.min-pause": f"{interval // 2} ms",
         "execution.checkpointing.mode": "EXACTLY_ONCE",
         "execution.checkpointing.dir": (state_dir.resolve() / "checkpoints").as_uri(),
         "execution.checkpointing.num-retained": "3",
@@ -100,17 +86,10 @@ def flink_settings(
         "restart-strategy.exponential-delay.attempts-before-reset-backoff": "10",
         "state.backend.type": join.state_backend,
         "taskmanager.memory.managed.size": f"{join.managed_memory_mb} mb",
-        "table.exec.source.idle-timeout": f"{0 if bounded else join.idle_timeout} ms",
-        "table.exec.sink.upsert-materialize": "NONE",
-        "table.local-time-zone": "UTC",
-        # A compiled plan names tables; what they are is said by this run's statements.
-        "table.plan.compile.catalog-objects": "IDENTIFIER",
-        "table.plan.restore.catalog-objects": "IDENTIFIER",
     }
     if join.state_backend == "rocksdb":
         settings |= {
             "execution.checkpointing.incremental": "true",
-            "state.backend.rocksdb.timer-service.factory": "HEAP",
             "state.backend.rocksdb.predefined-options": "SPINNING_DISK_OPTIMIZED_HIGH_MEM",
         }
     if restore_from is not None:
@@ -124,103 +103,35 @@ def job_name(config: Config) -> str:
     return f"headwater join {config.kafka.topic_prefix}"
 
 
-def statements(config: Config, bootstrap: str, *, bounded: bool) -> list[str]:
-    """The SQL in order; the last one is the INSERT that runs for ever (or to the end)."""
-    return [
-        "CREATE TEMPORARY SYSTEM FUNCTION event_clock AS 'dev.headwater.join.EventClock'",
-        "CREATE TEMPORARY SYSTEM FUNCTION attribution_join AS 'dev.headwater.join.AttributionJoin'",
-        *(_source(config, bootstrap, stream, bounded=bounded) for stream in STREAMS),
-        _union(),
-        _sink(config, bootstrap),
-        """INSERT INTO verdicts SELECT topic, k, v, headers FROM attribution_join(
-            `in` => TABLE events PARTITION BY (user_id, item_id), uid => 'join')""",
-    ]
-
-
-def _source(config: Config, bootstrap: str, stream: Stream, *, bounded: bool) -> str:
-    number = STREAMS.index(stream)
-    clock = (
-        f"event_clock({number}, source_partition, source_offset, event_ms,"
-        f" CAST({config.events.future_bound} AS BIGINT))"
-    )
-    behind_ms = config.join.lateness + 1  # an event exactly `lateness` out of order is on time
-    options = (
-        _kafka_options(config, bootstrap)
-        | SOURCE_SETTINGS
-        | {
-            "topic": config.topic(stream),
-            "properties.group.id": join_group(config),
-            "properties.max.partition.fetch.bytes": str(max(1_048_576, record_bytes_max(config))),
-            "properties.client.dns.lookup": "use_all_dns_ips",
-            "scan.startup.mode": "earliest-offset",
-            "scan.topic-partition-discovery.interval": "0 ms" if bounded else _DISCOVERY,
-            "key.format": "headwater-event",
-            "key.headwater-event.stream": "key",
-            "key.fields": "k",
-            "value.format": "headwater-event",
-            "value.headwater-event.stream": stream,
-            "value.headwater-event.kinds": ",".join(config.kinds),
-            "value.headwater-event.bytes-max": str(config.events.bytes_max),
-            "value.fields-include": "EXCEPT_KEY",
-        }
-    )
-    if stream == IMPRESSIONS and config.join.negatives_kept_by_domain:
-        options["value.headwater-event.with-domain"] = "true"
-    if bounded:
-        options["scan.bounded.mode"] = "latest-offset"
-    return f"""CREATE TEMPORARY TABLE {stream} (
-        k BYTES, id STRING, user_id STRING, item_id STRING, event_ms BIGINT, kind STRING,
-        named STRING, amount DOUBLE, payload BYTES, error STRING,
-        source_partition INT METADATA FROM 'partition' VIRTUAL,
-        source_offset BIGINT METADATA FROM 'offset' VIRTUAL,
-        produced TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
-        clock_ms AS {clock},
-        passed AS TO_TIMESTAMP_LTZ({clock} - CAST({behind_ms} AS BIGINT), 3),
-        WATERMARK FOR passed AS passed
-    ) WITH ({_with(options)})"""
-
-
-def _union() -> str:
-    columns = (
-        "k, id, user_id, item_id, event_ms, kind, named, amount, payload, error,"
-        " source_partition, source_offset, produced, clock_ms"
-    )
-    selects = (
-        f"SELECT CAST({number} AS INT) AS `stream`, {columns} FROM {stream}"  # noqa: S608  our own names
-        for number, stream in enumerate((IMPRESSIONS, CONVERSIONS))
-    )
-    return "CREATE TEMPORARY VIEW events AS " + " UNION ALL ".join(selects)
-
-
-def _sink(config: Config, bootstrap: str) -> str:
-    prefix = f"{config.kafka.topic_prefix}-join"
-    options = (
-        _kafka_options(config, bootstrap)
-        | SINK_SETTINGS
-        | {
-            "topic": ";".join(config.topic(name) for name in JOIN_OUTPUTS),
-            "key.format": "raw",
-            "key.fields": "k",
-            "value.format": "raw",
-            "value.fields-include": "EXCEPT_KEY",
-            "sink.transactional-id-prefix": prefix,
-            "properties.transaction.timeout.ms": str(config.join.transaction_timeout),
-            "properties.max.request.size": str(record_bytes_max(config)),
-        }
-    )
-    return f"""CREATE TEMPORARY TABLE verdicts (
-        topic STRING METADATA, k BYTES, v BYTES, headers MAP<STRING, BYTES> METADATA
-    ) WITH ({_with(options)})"""
-
-
-def _kafka_options(config: Config, bootstrap: str) -> dict[str, str]:
-    options = {
-        "connector": "kafka",
-        "properties.bootstrap.servers": bootstrap,
-        "properties.reconnect.backoff.ms": "50",
-        "properties.reconnect.backoff.max.ms": "1000",
+def source_properties(config: Config, bootstrap: str) -> dict[str, str]:
+    """Of the source's Kafka clients."""
+    return client_properties(config, bootstrap) | {
+        "max.poll.records": "4000",
+        "group.id": join_group(config),
+        "max.partition.fetch.bytes": str(max(1_048_576, record_bytes_max(config))),
+        "client.dns.lookup": "use_all_dns_ips",
+        "partition.discovery.interval.ms": str(_DISCOVERY_MS),
     }
-    return options | {f"properties.{k}": v for k, v in _java_client(config).items()}
+
+
+def sink_properties(config: Config, bootstrap: str) -> dict[str, str]:
+    """Of the sink's producers; those of every job that is compared with the join, too."""
+    return client_properties(config, bootstrap) | {
+        "compression.type": "lz4",
+        "linger.ms": "5",
+        "batch.size": "131072",
+        "transaction.timeout.ms": str(config.join.transaction_timeout),
+    }
+
+
+def client_properties(config: Config, bootstrap: str) -> dict[str, str]:
+    """Of every Kafka client in the job. Raises ConfigError for what Java has no words for."""
+    properties = {
+        "bootstrap.servers": bootstrap,
+        "reconnect.backoff.ms": "50",
+        "reconnect.backoff.max.ms": "1000",
+    }
+    return properties | _java_client(config)
 
 
 def _java_client(config: Config) -> dict[str, str]:
@@ -257,34 +168,3 @@ def _java_client(config: Config) -> dict[str, str]:
             f' required username="{user}" password="{word}";'
         )
     return java
-
-
-def _job_parameters(config: Config, watermark_ms: int, state_dir: Path) -> str:
-    join = config.join
-    kinds = ";".join(f"{kind}={spec.window}:{spec.value}" for kind, spec in config.kinds.items())
-    by_domain = join.negatives_kept_by_domain.items()
-    parameters = {
-        "headwater.topic_prefix": config.kafka.topic_prefix,
-        "headwater.kinds": kinds,
-        "headwater.policy": join.policy,
-        "headwater.elapsed_ms": str(join.elapsed),
-        "headwater.lateness_ms": str(join.lateness),
-        "headwater.negatives_kept": repr(join.negatives_kept),
-        "headwater.negatives_kept_by_domain": ";".join(
-            f"{name}={rate}" for name, rate in by_domain
-        ),
-        "headwater.future_bound_ms": str(config.events.future_bound),
-        "headwater.watermark_ms": str(watermark_ms),
-        "headwater.watermark_file": str(state_dir.resolve() / FLOOR_FILE),
-    }
-    return ",".join(f"{name}:'{value}'" for name, value in parameters.items())
-
-
-def _with(options: Mapping[str, str]) -> str:
-    return ", ".join(
-        f"{_literal(name)} = {_literal(value)}" for name, value in sorted(options.items())
-    )
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -46,7 +46,7 @@ class PairDrive:
         elapsed_ms: int,
         lateness_ms: int,
         negatives_kept: float,
-        restart_every: int,
+        checkpoint_every: int,
     ) -> list[Record]:
         """`steps`: (b"I" | b"C", event bytes) or (b"W", watermark). `kinds`: window and policy."""
         words = ";".join(f"{kind}={window}:{value}" for kind, (window, value) in kinds.items())
@@ -55,7 +55,7 @@ class PairDrive:
             tag + (struct.pack(">q", what) if isinstance(what, int) else _sized(what))
             for tag, what in steps
         )
-        return list(_records(self._run([*arguments, "", restart_every], sent + b"E")))
+        return list(_records(self._run([*arguments, "", checkpoint_every], sent + b"E")))
 
     def reasons(self, stream: str, kinds: Iterable[str], events: Iterable[bytes]) -> list[str]:
         """Why the scanner refuses each of `events`; empty where it does not."""

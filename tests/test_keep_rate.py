@@ -60,7 +60,7 @@ def _joined(drive: PairDrive, events: list[tuple[bytes, Event]], policy: str) ->
         elapsed_ms=ELAPSED_MS,
         lateness_ms=1000,
         negatives_kept=KEEP_RATE,
-        restart_every=1000,
+        checkpoint_every=1000,
     )
     return [record.value for record in found if record.topic == "samples"]
 

@@ -92,7 +92,7 @@ def _play(drive: PairDrive, rules: Rules, seed: int) -> int:
         elapsed_ms=rules.elapsed_ms,
         lateness_ms=LATENESS_MS,
         negatives_kept=rules.keep_rate,
-        restart_every=random_.choice((3, 500)),
+        checkpoint_every=random_.choice((3, 500)),
     )
     _compare(events, found, rules)
     return len(events)

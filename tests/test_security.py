@@ -16,7 +16,7 @@ from runtime.producing import EventProducer
 from settings.config import Config
 from settings.errors import ConfigError
 from settings.load import load_config
-from stream.plan import statements
+from stream.plan import client_properties
 from tests.publishing import manifest, records, representation
 from tests.sample_log import samples
 from tests.secured_broker import SecuredBroker
@@ -165,7 +165,7 @@ def test_a_secret_comes_from_a_file_or_the_environment(
         extra = {"sasl.username": "u", "sasl.password": reference, "sasl.mechanism": "PLAIN"}
         config = Config.model_validate({"kafka": {"extra": extra}})
         assert "sesame" not in config.model_dump_json()
-        assert 'password="sesame' in " ".join(statements(config, "b:1", bounded=True))
+        assert 'password="sesame' in " ".join(client_properties(config, "b:1").values())
         return producer_settings(config, "b:1")
 
     assert client(f"file:{tmp_path / 'word'}")["sasl.password"] == "sesame in a file"
@@ -179,7 +179,7 @@ def test_what_the_joins_client_does_not_have_is_refused() -> None:
     extra = {"ssl.certificate.location": "/dev/null", "ssl.key.location": "/dev/null"}
     config = Config.model_validate({"kafka": {"extra": extra}})
     with pytest.raises(ConfigError, match=r"ssl\.certificate\.location, ssl\.key\.location"):
-        statements(config, "b:1", bounded=True)
+        client_properties(config, "b:1")
 
 
 def test_nothing_is_unpickled() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import time
 import zipfile
@@ -14,11 +13,11 @@ import pytest
 
 import stream
 from settings.config import Config
-from stream import compiled
-from stream.compiled import plan_for, planned_statements, plans
+from stream import kept_plans
 from stream.errors import JoinConfigChanged, JoinFailed, JoinPlanUnknown, SavepointOld
 from stream.job import JAR_NAMES, jar_paths
-from stream.plan import JAR_CONTRACT
+from stream.kept_plans import plan_for, plans
+from stream.plan import JAR_CONTRACT, OPERATORS
 from stream.restore import check_shape, require_newest, saved_states, shape_of
 
 
@@ -27,30 +26,21 @@ def _config(**sections: Any) -> Config:
     return Config.model_validate({"kinds": kinds} | sections)
 
 
-def test_the_newest_plan_is_that_of_the_sql() -> None:
-    """Fails when the SQL changes: `python -m stream.record_plan NAME` then keeps a successor."""
-    assert plans()[-1].file.statements == planned_statements()
-
-
-def test_a_plan_takes_its_numbers_from_the_config() -> None:
-    config = _config(
-        join={"lateness": "7s", "idle_timeout": "11s"}, events={"future_bound": "13min"}
-    )
-    text = plan_for(None).render(config)
-    assert "88888888888" not in text
-    for number in ("7001", "11000", "780000"):
-        assert number in text, number
-    assert json.loads(text)["nodes"]
-    never = plan_for(None).render(_config(join={"idle_timeout": "0s"}))
-    assert '"idleTimeoutMillis" : -1' in never
+def test_the_newest_plan_is_that_of_the_job() -> None:
+    """Fails when an operator's uid or the layout of a pair changes: keep a successor of the plan.
+    (Names of the operator's states: tests/test_operations.py, in a checkpoint.)"""
+    newest = plans()[-1]
+    assert set(newest.operators) == set(OPERATORS.values())
+    codec = Path(stream.__path__[0]) / "java/src/main/java/dev/headwater/join/PairCodec.java"
+    assert f"int VERSION = {newest.pair_layout};" in codec.read_text("utf-8")
 
 
 def test_state_keeps_the_plan_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = plans()[-1].file
+    kept = plans()[-1]
     successor = msgspec.structs.replace(kept, name="next", number=kept.number + 1)
     for file in (kept, successor):
         (tmp_path / f"{file.name}.json").write_bytes(msgspec.json.encode(file))
-    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
+    monkeypatch.setattr(kept_plans, "_FOLDER", tmp_path)
     assert plan_for(None).name == "next"
     assert plan_for(kept.name).name == kept.name
     with pytest.raises(JoinPlanUnknown, match=f"'v0', and this release has {kept.name}, next"):

@@ -4,22 +4,22 @@ import java.io.BufferedInputStream;
 import java.io.BufferedOutputStream;
 import java.io.DataInputStream;
 import java.io.DataOutputStream;
-import java.util.HashMap;
+import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 import java.util.Map;
-import java.util.Set;
-import java.util.TreeSet;
-import org.apache.flink.table.api.dataview.MapView;
+import java.util.TreeMap;
 
 /**
  * The operator's parts without Flink, for counts that Flink would take hours for.
  *
- * <p>`join`: events and watermarks in, records out; state goes through its bytes at each touch, and
- * the cache of spread pairs is lost now and then, as by a restart. `scan`: bytes in, reasons out.
+ * <p>`join`: events and watermarks in, records out; now and then the pairs are written to their pages,
+ * as for a checkpoint, and every other time they are found again from these alone, as after a restart.
+ * `scan`: bytes in, reasons out.
  */
 public final class PairDrive {
   private PairDrive() {}
 
-  /** `join KINDS POLICY ELAPSED LATENESS KEPT RATES RESTART_EVERY` or `scan STREAM KINDS`. */
+  /** `join KINDS POLICY ELAPSED LATENESS KEPT RATES CHECKPOINT_EVERY` or `scan STREAM KINDS`. */
   public static void main(String[] arguments) throws Exception {
     DataInputStream in = new DataInputStream(new BufferedInputStream(System.in, 1 << 16));
     DataOutputStream out = new DataOutputStream(new BufferedOutputStream(System.out, 1 << 16));
@@ -39,7 +39,10 @@ public final class PairDrive {
 
   private static void scan(String[] arguments, DataInputStream in, DataOutputStream out)
       throws Exception {
-    Set<String> kinds = new TreeSet<>(Set.of(arguments[2].split(",")));
+    byte[][] kinds =
+        Arrays.stream(arguments[2].split(","))
+            .map(kind -> kind.getBytes(StandardCharsets.UTF_8))
+            .toArray(byte[][]::new);
     EventScanner scanner = new EventScanner(arguments[1].equals("conversions"), kinds, true);
     while (in.readByte() != 'E') {
       String reason = "";
@@ -52,105 +55,150 @@ public final class PairDrive {
     }
   }
 
-  /** What Flink would keep for one key. */
-  private static final class Kept {
-    byte[] pair;
-    long timerMs = PairState.NO_TIMER;
-    final MapView<Long, byte[]> payloads = new MapView<>();
-    final MapView<Long, byte[]> entries = new MapView<>();
+  /** What Flink would keep, of four key groups. */
+  private static final class Pages implements PageState {
+    private final Map<Integer, Map<Long, byte[]>> pages = new TreeMap<>();
+    private final Map<Integer, Map<Long, byte[]>> dead = new TreeMap<>();
+
+    private static Map<Long, byte[]> of(Map<Integer, Map<Long, byte[]>> all, int group) {
+      return all.computeIfAbsent(group, missing -> new TreeMap<>());
+    }
+
+    @Override
+    public int groupOf(PairKey key) {
+      return key.hashCode() & 3;
+    }
+
+    @Override
+    public void each(Visitor visitor) {
+      pages.forEach(
+          (group, own) ->
+              own.forEach(
+                  (number, page) ->
+                      visitor.visit(group, number, page, of(dead, group).get(number))));
+    }
+
+    @Override
+    public byte[] page(int group, long number) {
+      return of(pages, group).get(number);
+    }
+
+    @Override
+    public void keepPage(int group, long number, byte[] page) {
+      if (of(pages, group).put(number, page) != null) {
+        throw new IllegalStateException("a page was written twice");
+      }
+    }
+
+    @Override
+    public void keepDead(int group, long number, byte[] bits) {
+      of(dead, group).put(number, bits);
+    }
+
+    @Override
+    public void drop(int group, long number) {
+      of(pages, group).remove(number);
+      of(dead, group).remove(number);
+    }
+
+    void requireNothingLeft() {
+      pages.values().forEach(own -> requireEmpty(own));
+      dead.values().forEach(own -> requireEmpty(own));
+    }
+
+    private static void requireEmpty(Map<Long, byte[]> own) {
+      if (!own.isEmpty()) {
+        throw new IllegalStateException("pages left behind: " + own.keySet());
+      }
+    }
   }
 
   private static final class Join implements JoinOutput {
     private final JoinSettings settings;
     private final DataOutputStream out;
     private final PairJoin join;
-    private final int restartEvery;
-    private final Map<String, Kept> pairs = new HashMap<>();
-    private PairStore store;
+    private final int checkpointEvery;
+    private final Pages pages = new Pages();
+    private OpenPairs pairs;
+    private DueQueue due;
     private long watermarkMs = Long.MIN_VALUE;
-    private Kept current;
     private int touches;
 
-    Join(String[] arguments, DataOutputStream out) {
+    Join(String[] arguments, DataOutputStream out) throws Exception {
       settings =
-          new JoinSettings(
-              JoinSettings.kinds(arguments[1]),
+          JoinSettings.of(
+              arguments[1],
               arguments[2].equals("correct"),
               Long.parseLong(arguments[3]),
               Long.parseLong(arguments[4]),
               Double.parseDouble(arguments[5]),
-              JoinSettings.rates(arguments[6]));
-      restartEvery = Integer.parseInt(arguments[7]);
+              arguments[6]);
+      checkpointEvery = Integer.parseInt(arguments[7]);
       this.out = out;
       join = new PairJoin(settings, this);
+      restart();
+    }
+
+    private void restart() throws Exception {
+      pairs = new OpenPairs(settings.kinds(), pages);
+      due = new DueQueue();
+      pairs.restore(due::add);
     }
 
     void run(DataInputStream in) throws Exception {
-      Set<String> kinds = new TreeSet<>();
-      settings.kinds().forEach(kind -> kinds.add(kind.toString()));
-      EventScanner impressions = new EventScanner(false, kinds, true);
-      EventScanner conversions = new EventScanner(true, kinds, true);
+      EventScanner impressions = new EventScanner(false, settings.kindNames(), true);
+      EventScanner conversions = new EventScanner(true, settings.kindNames(), true);
       for (long offset = 0; ; ) {
         int tag = in.readByte();
         if (tag == 'E') {
           break;
         } else if (tag == 'W') {
           watermarkMs = in.readLong();
-          for (Kept kept : pairs.values()) {
-            if (kept.timerMs <= watermarkMs) {
-              kept.timerMs = PairState.NO_TIMER;
-              touch(kept, null);
-            }
-          }
-          pairs.values().removeIf(kept -> kept.pair == null);
+          due.drain(watermarkMs, this::proceed);
         } else {
           boolean conversion = tag == 'C';
           EventScanner scanner = conversion ? conversions : impressions;
           byte[] payload = bytes(in);
           scanner.scan(payload);
-          String key = new String(scanner.userId, "UTF-8") + '\u001f' + new String(scanner.itemId, "UTF-8");
           Event event =
               new Event(
-                  conversion, scanner.id, scanner.userId, scanner.itemId, scanner.eventMs,
-                  conversion
-                      ? Kind.of(settings.kinds(), scanner.kind, 0, scanner.kind.length)
-                      : null,
-                  scanner.named, conversion ? null : scanner.kind, scanner.value, payload, 0,
-                  offset++, scanner.eventMs + 7);
-          touch(pairs.computeIfAbsent(key, missing -> new Kept()), event);
+                  conversion, PairKey.of(scanner.userId, scanner.itemId), scanner.id,
+                  scanner.eventMs, scanner.kind, scanner.named, scanner.domain, scanner.value,
+                  payload, 0, offset++, scanner.eventMs + 7, true, null, null);
+          Pair pair = pairs.touch(event.pair());
+          join.onEvent(pair.state, event, watermarkMs);
+          leave(pair);
+        }
+        if (++touches % checkpointEvery == 0) {
+          pairs.write();
+          if (touches / checkpointEvery % 2 == 0) {
+            restart();
+          }
         }
       }
-      for (Map.Entry<String, Kept> left : pairs.entrySet()) {
-        if (left.getValue().pair != null) {
-          throw new IllegalStateException("state left behind: " + left.getKey());
-        }
+      pairs.write();
+      if (pairs.size() > 0) {
+        throw new IllegalStateException("pairs left behind: " + pairs.size());
       }
+      pages.requireNothingLeft();
     }
 
-    private void touch(Kept kept, Event event) throws Exception {
-      if (store == null || ++touches % restartEvery == 0) {
-        store = new PairStore(new PairCodec(settings.kinds()));
+    private void proceed(Pair pair) throws Exception {
+      pairs.touch(pair);
+      join.onWatermark(pair.state, watermarkMs);
+      leave(pair);
+    }
+
+    private void leave(Pair pair) {
+      if (pair.state.isEmpty()) {
+        pair.dueMs = PairState.NO_TIMER;
+        pairs.forget(pair);
+        return;
       }
-      current = kept;
-      PairState state = store.read(kept.pair, kept.entries);
-      if (event == null) {
-        join.onWatermark(state, watermarkMs);
-      } else {
-        join.onEvent(state, event, watermarkMs);
-      }
-      if (state.timerMs <= watermarkMs) {
-        state.timerMs = PairState.NO_TIMER;
-      }
-      long dueMs = join.nextDueMs(state);
-      if (dueMs < state.timerMs) {
-        state.timerMs = dueMs;
-      }
-      kept.timerMs = Math.min(kept.timerMs, state.timerMs);
-      kept.pair = store.write(state, kept.entries);
-      boolean leftover = kept.payloads.entries().iterator().hasNext();
-      leftover |= kept.entries.entries().iterator().hasNext();
-      if (kept.pair == null && leftover) {
-        throw new IllegalStateException("entries or payloads left behind");
+      long dueMs = join.nextDueMs(pair.state);
+      if (dueMs < pair.dueMs) {
+        pair.dueMs = dueMs;
+        due.add(pair);
       }
     }
 
@@ -173,30 +221,8 @@ public final class PairDrive {
     public void countClosed(boolean sampled) {}
 
     @Override
-    public byte[] load(long number) {
-      try {
-        return current.payloads.get(number);
-      } catch (Exception failed) {
-        throw new IllegalStateException(failed);
-      }
-    }
-
-    @Override
-    public void keep(long number, byte[] payload) {
-      try {
-        current.payloads.put(number, payload);
-      } catch (Exception failed) {
-        throw new IllegalStateException(failed);
-      }
-    }
-
-    @Override
-    public void drop(long number) {
-      try {
-        current.payloads.remove(number);
-      } catch (Exception failed) {
-        throw new IllegalStateException(failed);
-      }
+    public PairState.Payload load(PairKey pair, PairState.Payload payload) {
+      return pairs.payload(pair, payload);
     }
   }
 }

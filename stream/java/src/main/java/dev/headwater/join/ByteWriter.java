@@ -54,6 +54,11 @@ final class ByteWriter {
     return this;
   }
 
+  /** What was written, behind its length, to the end of `other`. */
+  void appendSized(ByteWriter other) {
+    other.varint(at).raw(buffer, 0, at);
+  }
+
   ByteWriter sized(byte[] content) {
     return varint(content.length).raw(content);
   }

@@ -1,99 +1,154 @@
 package dev.headwater.join;
 
+import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
-import java.util.Set;
-import org.apache.flink.api.common.serialization.DeserializationSchema;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import org.apache.flink.api.common.serialization.DeserializationSchema.InitializationContext;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
-import org.apache.flink.table.data.GenericRowData;
-import org.apache.flink.table.data.RowData;
-import org.apache.flink.table.data.StringData;
+import org.apache.flink.connector.kafka.source.reader.deserializer.KafkaRecordDeserializationSchema;
+import org.apache.flink.kafka.shaded.org.apache.kafka.clients.consumer.ConsumerRecord;
+import org.apache.flink.metrics.MetricGroup;
+import org.apache.flink.util.Collector;
 
 /**
- * Bytes to (id, user_id, item_id, event_ms, kind, named, amount, payload, error): validated once,
- * here. Bytes that are no event become a row with `error` set, never an exception.
+ * Kafka records of both topics to {@link Event}s: validated once, here, and held against their
+ * partition's clock. Bytes that are no event become one with an error, never an exception.
  */
-final class EventDeserializer implements DeserializationSchema<RowData> {
-  static final int ARITY = 9;
+public final class EventDeserializer implements KafkaRecordDeserializationSchema<Event> {
+  private static final long serialVersionUID = 1L;
   /** A foreign producer's key beyond this is dropped; headers say where the source record lies. */
   private static final int KEY_BYTES_MAX = 33_000;
+
   private static final int ERROR_PAIRS = 256;
 
-  private final String stream;
-  private final Set<String> kinds;
+  private final String impressions;
+  private final JoinSettings settings;
   private final int bytesMax;
-  private final boolean withDomain;
-  private final TypeInformation<RowData> producedType;
-  private transient EventScanner scanner;
+  private final long futureBoundMs;
+  private transient EventScanner[] scanners;
+  private transient List<Map<Integer, PartitionClock>> clocks;
+  private transient MetricGroup metrics;
 
-  EventDeserializer(
-      String stream,
-      Set<String> kinds,
-      int bytesMax,
-      boolean withDomain,
-      TypeInformation<RowData> producedType) {
-    this.stream = stream;
-    this.kinds = kinds;
+  /** `impressions` is the one topic's name, every other record is a conversion. */
+  public EventDeserializer(
+      String impressions, JoinSettings settings, int bytesMax, long futureBoundMs) {
+    this.impressions = impressions;
+    this.settings = settings;
     this.bytesMax = bytesMax;
-    this.withDomain = withDomain;
-    this.producedType = producedType;
+    this.futureBoundMs = futureBoundMs;
   }
 
   @Override
-  public RowData deserialize(byte[] message) {
-    if (stream.equals("key")) {
-      return GenericRowData.of(
-          (Object) (message != null && message.length > KEY_BYTES_MAX ? null : message));
-    }
-    if (scanner == null) {
-      scanner = new EventScanner(stream.equals("conversions"), kinds, withDomain);
-    }
-    GenericRowData row = new GenericRowData(ARITY);
-    row.setField(7, message);
-    try {
-      requireSize(message, row);
-      scanner.scan(message);
-    } catch (BadEvent bad) {
-      // undecodable rows have no pair; spread them so that a burst does not land on one task
-      row.setField(1, StringData.fromString(""));
-      row.setField(
-          2, StringData.fromString(String.valueOf(Arrays.hashCode(message) % ERROR_PAIRS)));
-      row.setField(8, StringData.fromString(bad.getMessage()));
-      return row;
-    }
-    row.setField(0, StringData.fromBytes(scanner.id));
-    row.setField(1, StringData.fromBytes(scanner.userId));
-    row.setField(2, StringData.fromBytes(scanner.itemId));
-    row.setField(3, scanner.eventMs);
-    row.setField(4, text(scanner.kind));
-    row.setField(5, text(scanner.named));
-    row.setField(6, scanner.value);
-    return row;
+  public void open(InitializationContext context) {
+    metrics = context.getMetricGroup();
+    scanners = new EventScanner[] {scanner(false), scanner(true)};
+    clocks = List.of(new HashMap<>(), new HashMap<>());
   }
 
-  private static StringData text(byte[] bytes) {
-    return bytes == null ? null : StringData.fromBytes(bytes);
+  private EventScanner scanner(boolean conversions) {
+    return new EventScanner(
+        conversions, settings.kindNames(), !settings.keepRateByDomain().isEmpty());
+  }
+
+  @Override
+  public void deserialize(ConsumerRecord<byte[], byte[]> record, Collector<Event> out) {
+    boolean conversion = !record.topic().equals(impressions);
+    byte[] message = record.value();
+    EventScanner scanner = scanners[conversion ? 1 : 0];
+    try {
+      requireSize(message);
+      scanner.scan(message);
+    } catch (BadEvent bad) {
+      out.collect(undecodable(record, conversion, bad.getMessage()));
+      return;
+    }
+    boolean clocked =
+        clock(conversion, record.partition())
+            .accepts(record.offset(), scanner.eventMs, System.currentTimeMillis());
+    out.collect(
+        new Event(
+            conversion,
+            PairKey.of(scanner.userId, scanner.itemId),
+            scanner.id,
+            scanner.eventMs,
+            scanner.kind,
+            scanner.named,
+            scanner.domain,
+            scanner.value,
+            message,
+            record.partition(),
+            record.offset(),
+            record.timestamp(),
+            clocked,
+            null,
+            clocked ? null : foreignKey(record)));
+  }
+
+  private Event undecodable(
+      ConsumerRecord<byte[], byte[]> record, boolean conversion, String error) {
+    byte[] message = record.value();
+    // Such events have no pair; spread them so that a burst does not land on one task.
+    int spread = Arrays.hashCode(message) % ERROR_PAIRS;
+    byte[] none = String.valueOf(spread).getBytes(StandardCharsets.US_ASCII);
+    return new Event(
+        conversion,
+        PairKey.of(new byte[0], none),
+        null,
+        -1,
+        -1,
+        null,
+        null,
+        null,
+        message != null && message.length > bytesMax ? Arrays.copyOf(message, bytesMax) : message,
+        record.partition(),
+        record.offset(),
+        record.timestamp(),
+        false,
+        error,
+        foreignKey(record));
+  }
+
+  private static byte[] foreignKey(ConsumerRecord<byte[], byte[]> record) {
+    byte[] key = record.key();
+    return key != null && key.length > KEY_BYTES_MAX ? null : key;
   }
 
   /**
    * `produce` refuses an event over the limit, but compression takes a foreign producer's past the
    * broker's limit. No output topic could hold it, so as many of its bytes as fit are kept.
    */
-  private void requireSize(byte[] message, GenericRowData row) throws BadEvent {
+  private void requireSize(byte[] message) throws BadEvent {
     if (message != null && message.length > bytesMax) {
-      row.setField(7, Arrays.copyOf(message, bytesMax));
       throw new BadEvent(
           "size: expected at most " + bytesMax + " bytes, got " + message.length
               + "; the first " + bytesMax + " are kept");
     }
   }
 
-  @Override
-  public boolean isEndOfStream(RowData nextElement) {
-    return false;
+  private PartitionClock clock(boolean conversion, int partition) {
+    Map<Integer, PartitionClock> own = clocks.get(conversion ? 1 : 0);
+    PartitionClock clock = own.get(partition);
+    if (clock == null) {
+      clock = new PartitionClock(futureBoundMs);
+      own.put(partition, clock);
+      show(clock, conversion ? "conversions" : "impressions", partition);
+    }
+    return clock;
+  }
+
+  private void show(PartitionClock clock, String stream, int partition) {
+    MetricGroup group =
+        metrics.addGroup("headwater_clock").addGroup(stream).addGroup(String.valueOf(partition));
+    group.gauge("running_ms", clock::runningMs);
+    group.gauge("seen_wall_ms", clock::seenWallMs);
+    group.gauge("future_events", clock::futureEvents);
+    group.gauge("behind_ms", clock::behindMs);
   }
 
   @Override
-  public TypeInformation<RowData> getProducedType() {
-    return producedType;
+  public TypeInformation<Event> getProducedType() {
+    return RecordType.EVENT;
   }
 }

@@ -2,7 +2,7 @@ package dev.headwater.join;
 
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
-import java.util.Set;
+import java.util.stream.Collectors;
 
 /**
  * Validates one event's bytes in one pass and keeps the few fields that the join needs. Features are
@@ -25,7 +25,6 @@ final class EventScanner {
   private static final int CONVERSION_REQUIRED = 5;
 
   private final boolean conversions;
-  private final Set<String> kinds;
   private final byte[][] kindNames;
   private final boolean withDomain;
   private final String[] fields;
@@ -36,17 +35,19 @@ final class EventScanner {
   byte[] userId;
   byte[] itemId;
   long eventMs;
-  /** Of an impression its domain, where asked for. */
-  byte[] kind;
+  /** Of a conversion the position of its kind in `kindNames`. */
+  int kind;
+
+  /** Of an impression, where asked for. */
+  byte[] domain;
+
   byte[] named;
   Double value;
 
-  EventScanner(boolean conversions, Set<String> kinds, boolean withDomain) {
+  EventScanner(boolean conversions, byte[][] kindNames, boolean withDomain) {
     this.conversions = conversions;
-    this.kinds = kinds;
     this.withDomain = withDomain;
-    this.kindNames =
-        kinds.stream().map(kind -> kind.getBytes(StandardCharsets.UTF_8)).toArray(byte[][]::new);
+    this.kindNames = kindNames;
     this.fields = conversions ? CONVERSION_FIELDS : IMPRESSION_FIELDS;
     this.required = conversions ? CONVERSION_REQUIRED : IMPRESSION_REQUIRED;
   }
@@ -57,7 +58,8 @@ final class EventScanner {
     userId = null;
     itemId = null;
     eventMs = -1;
-    kind = null;
+    kind = -1;
+    domain = null;
     named = null;
     value = null;
     if (bytes == null) {
@@ -124,7 +126,7 @@ final class EventScanner {
   private void readImpressionField(int field) throws BadEvent {
     if (field == 4 && cursor.peek() == '"') {
       if (withDomain) {
-        kind = cursor.readString();
+        domain = cursor.readString();
       } else {
         cursor.skipString();
       }
@@ -141,11 +143,7 @@ final class EventScanner {
       if (next != '"') {
         throw wrong(field);
       }
-      kind = cursor.readString();
-      if (!isKind()) {
-        String got = new String(kind, StandardCharsets.UTF_8);
-        throw new BadEvent("kind: expected one of " + String.join(", ", kinds) + ", got " + got);
-      }
+      kind = knownKind(cursor.readString());
     } else if (next == 'n') {
       cursor.skipWord("null");
     } else if (field == 5) {
@@ -159,13 +157,19 @@ final class EventScanner {
     }
   }
 
-  private boolean isKind() {
-    for (byte[] name : kindNames) {
-      if (Arrays.equals(name, kind)) {
-        return true;
+  private int knownKind(byte[] name) throws BadEvent {
+    for (int i = 0; i < kindNames.length; i++) {
+      if (Arrays.equals(kindNames[i], name)) {
+        return i;
       }
     }
-    return false;
+    String kinds =
+        Arrays.stream(kindNames).map(EventScanner::text).sorted().collect(Collectors.joining(", "));
+    throw new BadEvent("kind: expected one of " + kinds + ", got " + text(name));
+  }
+
+  private static String text(byte[] utf8) {
+    return new String(utf8, StandardCharsets.UTF_8);
   }
 
   private byte[] identifier(int field) throws BadEvent {

@@ -1,6 +1,6 @@
 package dev.headwater.join;
 
-/** Where the join's verdicts go, and where large payloads are kept meanwhile. */
+/** Where the join's verdicts go, and where payloads come from that were stored meanwhile. */
 interface JoinOutput {
   /** Topics by ordinal; the name in lower case is the topic's. */
   enum Topic {
@@ -30,9 +30,6 @@ interface JoinOutput {
   /** An impression's last window closed: its final sample was emitted, or was sampled out. */
   void countClosed(boolean sampled);
 
-  byte[] load(long number);
-
-  void keep(long number, byte[] payload);
-
-  void drop(long number);
+  /** A payload that lies apart from its pair and not in memory, with its bytes. */
+  PairState.Payload load(PairKey pair, PairState.Payload payload);
 }

@@ -1,5 +1,6 @@
 package dev.headwater.join;
 
+import java.io.Serializable;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -10,16 +11,34 @@ import java.util.Map;
 import java.util.zip.CRC32;
 
 /** What the config says about attribution; times in milliseconds. */
-record JoinSettings(
+public record JoinSettings(
     List<Kind> kinds,
     boolean correct,
     long elapsedMs,
     long latenessMs,
     double keepRate,
-    Map<String, Double> keepRateByDomain) {
+    Map<String, Double> keepRateByDomain)
+    implements Serializable {
   private static final int SALT = 0x9E3779B9;
 
-  /** Reads {@code KIND=WINDOW_MS:POLICY;...}, in config order. */
+  /** As stream/topology.py says them: {@code KIND=WINDOW_MS:POLICY;...} and {@code DOMAIN=RATE;...}. */
+  public static JoinSettings of(
+      String kinds,
+      boolean correct,
+      long elapsedMs,
+      long latenessMs,
+      double keepRate,
+      String keepRateByDomain) {
+    return new JoinSettings(
+        kinds(kinds), correct, elapsedMs, latenessMs, keepRate, rates(keepRateByDomain));
+  }
+
+  /** Those of the kinds, in their order. */
+  byte[][] kindNames() {
+    return kinds.stream().map(kind -> kind.name).toArray(byte[][]::new);
+  }
+
+  /** In config order. */
   static List<Kind> kinds(String text) {
     List<Kind> kinds = new ArrayList<>();
     for (String part : text.split(";")) {
@@ -35,7 +54,6 @@ record JoinSettings(
     return kinds;
   }
 
-  /** Reads {@code DOMAIN=RATE;...}. */
   static Map<String, Double> rates(String text) {
     Map<String, Double> rates = new LinkedHashMap<>();
     for (String part : text.isEmpty() ? new String[0] : text.split(";")) {

@@ -1,11 +1,14 @@
 package dev.headwater.join;
 
+import java.io.Serializable;
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.List;
 
 /** A kind of conversion; one that the config has dropped since has a window of -1. */
-final class Kind {
+final class Kind implements Serializable {
+  private static final long serialVersionUID = 1L;
+
   /** Which value a sample holds where an impression has several conversions of the kind. */
   enum ValuePolicy {
     FIRST,

@@ -1,154 +1,162 @@
 package dev.headwater.join;
 
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 
 /**
- * {@link PairState} to bytes and back: small numbers take one byte, payloads are not copied when read.
- * The first byte is the layout version; a layout this build does not know is refused.
+ * Pairs as entries of a page, and back: small numbers take one byte, payloads are not copied when read.
  *
- * <p>A pair of few parts is one value, `pair`. Of a spread pair `pair` holds the header only, and each
- * entry is a value of its own, with a tag that says what it is.
+ * <p>An entry is its length, a layout version, a tag and the pair's key, so that a page tells by itself
+ * what is in it. A layout that this build does not know is refused.
  */
 final class PairCodec {
-  /** 1: no counts, no kept negatives, payloads apart only. */
-  static final int VERSION = 2;
+  /** 1, 2: a value of Flink's state per pair, under Flink's timers. */
+  static final int VERSION = 3;
 
-  private static final int IMPRESSION = 'i';
-  private static final int LABEL = 'l';
-  private static final int WAITING = 'w';
-  private static final int SEEN = 's';
+  private static final int PAIR = 'p';
+  private static final int PAYLOAD = 'b';
+  private static final int INLINE_BYTES_MAX = 4096;
+  private static final int INLINE_PAYLOADS_MAX = 4;
+
+  /** One entry of a page: a pair with what it has due, or a payload of one. */
+  record Entry(int at, boolean isPair, PairKey key, long dueMs) {}
 
   private final List<Kind> kinds;
-  private final ByteWriter out = new ByteWriter();
+  private final ByteWriter entry = new ByteWriter();
   private byte[] in = {};
   private int at;
+  private Map<Long, Page> pages = Map.of();
 
   PairCodec(List<Kind> kinds) {
     this.kinds = kinds;
   }
 
-  /** The pair's own value. */
-  byte[] encode(PairState state) {
-    out.reset().varint(VERSION).flag(state.spread).sized(state.userId).sized(state.itemId);
-    out.varint(state.timerMs).varint(state.numberNext);
-    if (state.spread) {
-      return out.toBytes();
+  /** What is in a page, in order. */
+  List<Entry> entries(byte[] page) {
+    List<Entry> found = new ArrayList<>();
+    in = page;
+    at = 0;
+    while (at < page.length) {
+      int start = at;
+      int end = (int) varint() + at;
+      boolean isPair = tag() == PAIR;
+      PairKey key = key();
+      found.add(new Entry(start, isPair, key, isPair ? varint() : PairState.NO_TIMER));
+      at = end;
     }
-    out.varint(state.open.size());
-    for (PairState.Impression impression : state.open) {
-      write(impression);
-      out.varint(impression.labels.size());
-      impression.labels.forEach(this::write);
-    }
-    out.varint(state.waiting.size());
-    state.waiting.forEach(this::write);
-    out.varint(state.seen.size());
-    state.seen.forEach(this::write);
-    return out.toBytes();
+    return found;
   }
 
-  /** The pair, or of a spread pair its header. */
-  PairState decode(byte[] bytes) {
-    PairState state = new PairState();
-    if (bytes == null) {
-      return state;
+  /**
+   * Large payloads, and all but a pair's first few, get entries of their own, once: they are not
+   * written again at each change of the pair.
+   */
+  void writePayloads(ByteWriter out, PairState state, Page page) {
+    int position = 0;
+    for (PairState.Impression impression : state.open) {
+      writeApart(out, state.key, impression.payload, page, position++);
     }
-    in = bytes;
-    at = 0;
-    long version = varint();
-    if (version != VERSION) {
-      throw new JoinStateVersion(version);
+    for (PairState.Waiting waiting : state.waiting) {
+      writeApart(out, state.key, waiting.payload, page, position++);
     }
-    state.spread = flag();
-    state.userId = sized();
-    state.itemId = sized();
-    state.timerMs = varint();
-    state.numberNext = varint();
-    if (state.spread) {
-      return state;
+  }
+
+  private void writeApart(
+      ByteWriter out, PairKey key, PairState.Payload payload, Page page, int position) {
+    boolean small = position < INLINE_PAYLOADS_MAX && payload.length <= INLINE_BYTES_MAX;
+    if (payload.isApart() || small) {
+      return;
     }
+    payload.place = page.add(out.length());
+    begin(PAYLOAD, key).varint(payload.length).raw(payload.bytes, payload.from, payload.length);
+    entry.appendSized(out);
+  }
+
+  /** Writes the pair; its payloads that lie apart must have been. */
+  void write(ByteWriter out, PairState state, long dueMs) {
+    begin(PAIR, state.key).varint(dueMs).varint(state.open.size());
+    for (PairState.Impression impression : state.open) {
+      write(impression);
+      entry.varint(impression.labels.size());
+      impression.labels.forEach(this::write);
+    }
+    entry.varint(state.waiting.size());
+    state.waiting.forEach(this::write);
+    entry.varint(state.seen.size());
+    state.seen.forEach(this::write);
+    entry.appendSized(out);
+  }
+
+  private ByteWriter begin(int tag, PairKey key) {
+    return entry.reset().varint(VERSION).octet(tag).varint(key.userLength).sized(key.bytes);
+  }
+
+  /** The pair at `place` of a page; `known` are the pages that its payloads may lie in. */
+  PairState decode(PairKey key, byte[] page, int place, Map<Long, Page> known) {
+    PairState state = new PairState(key);
+    enter(page, place, PAIR);
+    pages = known;
+    varint(); // what is due
     for (long left = varint(); left > 0; left--) {
       PairState.Impression impression = impression();
       state.open.add(impression);
       for (long labels = varint(); labels > 0; labels--) {
-        impression.labels.add(label());
+        impression.add(label());
       }
     }
     for (long left = varint(); left > 0; left--) {
-      state.waiting.add(waiting());
+      state.add(waiting());
     }
     for (long left = varint(); left > 0; left--) {
-      state.seen.add(seen());
+      state.add(seen());
     }
     return state;
   }
 
-  byte[] entry(PairState.Impression impression) {
-    out.reset().octet(IMPRESSION);
-    write(impression);
-    return out.toBytes();
+  /** The payload whose entry is at `place` of a page. */
+  PairState.Payload payloadAt(byte[] page, int place) {
+    enter(page, place, PAYLOAD);
+    int length = (int) varint();
+    return new PairState.Payload(page, at, length);
   }
 
-  byte[] entry(PairState.Label label, long owner) {
-    out.reset().octet(LABEL).varint(owner);
-    write(label);
-    return out.toBytes();
-  }
-
-  byte[] entry(PairState.Waiting waiting) {
-    out.reset().octet(WAITING);
-    write(waiting);
-    return out.toBytes();
-  }
-
-  byte[] entry(PairState.Seen seen) {
-    out.reset().octet(SEEN);
-    write(seen);
-    return out.toBytes();
-  }
-
-  /** Whether `bytes` are a label, which needs its impression to be there before it. */
-  static boolean isLabel(byte[] bytes) {
-    return bytes[0] == LABEL;
-  }
-
-  /** Adds a stored entry, which is no label, to the state. */
-  void decodeEntry(PairState state, long number, byte[] bytes) {
-    in = bytes;
-    at = 1;
-    PairState.Entry entry;
-    switch (bytes[0]) {
-      case IMPRESSION -> state.open.add((PairState.Impression) (entry = impression()));
-      case WAITING -> state.waiting.add((PairState.Waiting) (entry = waiting()));
-      case SEEN -> state.seen.add((PairState.Seen) (entry = seen()));
-      default -> throw new IllegalStateException("join state: unknown entry tag " + bytes[0]);
+  private void enter(byte[] page, int place, int wanted) {
+    in = page;
+    at = place;
+    varint();
+    int found = tag();
+    if (found != wanted) {
+      throw new IllegalStateException("join state: expected entry " + wanted + ", got " + found);
     }
-    entry.number = number;
-    entry.dirty = false;
+    varint();
+    int keyLength = (int) varint();
+    at += keyLength;
   }
 
-  /** Adds a stored label to its impression. */
-  void decodeLabel(Map<Long, PairState.Impression> impressions, long number, byte[] bytes) {
-    in = bytes;
-    at = 1;
-    PairState.Impression owner = impressions.get(varint());
-    PairState.Label label = label();
-    label.number = number;
-    label.dirty = false;
-    owner.labels.add(label);
+  private int tag() {
+    long version = varint();
+    if (version != VERSION) {
+      throw new JoinStateVersion(version);
+    }
+    return in[at++];
+  }
+
+  private PairKey key() {
+    int userLength = (int) varint();
+    return new PairKey(sized(), userLength);
   }
 
   private void write(PairState.Impression impression) {
-    out.sized(impression.id).varint(impression.eventMs).varint(impression.producedMs);
-    out.varint(impression.partition).varint(impression.offset);
+    entry.sized(impression.id).varint(impression.eventMs).varint(impression.producedMs);
+    entry.varint(impression.partition).varint(impression.offset);
     write(impression.payload);
     boolean sampled = impression.keepRate != 1.0;
-    out.octet(
+    entry.octet(
         (impression.earlyDone ? 1 : 0) | (impression.kept ? 2 : 0) | (sampled ? 4 : 0));
     if (sampled) {
-      out.varint(Double.doubleToRawLongBits(impression.keepRate));
+      entry.varint(Double.doubleToRawLongBits(impression.keepRate));
     }
   }
 
@@ -168,9 +176,9 @@ final class PairCodec {
   }
 
   private void write(PairState.Label label) {
-    out.sized(label.kind.name).sized(label.id).varint(label.eventMs).varint(label.producedMs);
+    entry.sized(label.kind.name).sized(label.id).varint(label.eventMs).varint(label.producedMs);
     write(label.value);
-    out.octet((label.early ? 1 : 0) | (label.corrected ? 2 : 0));
+    entry.octet((label.early ? 1 : 0) | (label.corrected ? 2 : 0));
   }
 
   private PairState.Label label() {
@@ -187,12 +195,12 @@ final class PairCodec {
   }
 
   private void write(PairState.Waiting waiting) {
-    out.sized(waiting.id).flag(waiting.named != null);
+    entry.sized(waiting.id).flag(waiting.named != null);
     if (waiting.named != null) {
-      out.sized(waiting.named);
+      entry.sized(waiting.named);
     }
-    out.sized(waiting.kind.name).varint(waiting.eventMs).varint(waiting.producedMs);
-    out.varint(waiting.partition).varint(waiting.offset);
+    entry.sized(waiting.kind.name).varint(waiting.eventMs).varint(waiting.producedMs);
+    entry.varint(waiting.partition).varint(waiting.offset);
     write(waiting.value);
     write(waiting.payload);
   }
@@ -212,7 +220,7 @@ final class PairCodec {
   }
 
   private void write(PairState.Seen seen) {
-    out.flag(seen.conversion).sized(seen.id).varint(seen.eventMs);
+    entry.flag(seen.conversion).sized(seen.id).varint(seen.eventMs);
   }
 
   private PairState.Seen seen() {
@@ -220,27 +228,30 @@ final class PairCodec {
   }
 
   private void write(PairState.Payload payload) {
-    out.flag(payload.inline());
-    if (payload.inline()) {
-      out.varint(payload.length()).raw(payload.bytes(), payload.from(), payload.length());
+    entry.flag(payload.isApart());
+    if (payload.isApart()) {
+      Page.Place place = payload.place;
+      entry.varint(place.page().number).varint(place.at()).varint(place.index());
     } else {
-      out.varint(payload.number());
+      entry.varint(payload.length).raw(payload.bytes, payload.from, payload.length);
     }
   }
 
   private PairState.Payload payload() {
-    if (!flag()) {
-      return new PairState.Payload(null, 0, 0, varint());
+    if (flag()) {
+      Page page = pages.get(varint());
+      int place = (int) varint();
+      return PairState.Payload.apart(new Page.Place(page, place, (int) varint()));
     }
     int length = (int) varint();
     at += length;
-    return new PairState.Payload(in, at - length, length, 0);
+    return new PairState.Payload(in, at - length, length);
   }
 
   private void write(Double value) {
-    out.flag(value != null);
+    entry.flag(value != null);
     if (value != null) {
-      out.varint(Double.doubleToRawLongBits(value));
+      entry.varint(Double.doubleToRawLongBits(value));
     }
   }
 

@@ -13,11 +13,6 @@ import java.util.List;
  * outcome depends on the events and on the watermark at each arrival, never on when timers fire.
  */
 final class PairJoin {
-  /** Larger payloads are kept apart, so that they are not rewritten at each touch of the pair. */
-  private static final int INLINE_BYTES_MAX = 4096;
-
-  private static final int INLINE_ENTRIES_MAX = 4;
-
   private final JoinSettings settings;
   private final long longestMs;
   private final JoinOutput output;
@@ -33,10 +28,6 @@ final class PairJoin {
   /** Judges `event`, which arrives when the operator's watermark is `watermarkMs`. */
   void onEvent(PairState state, Event event, long watermarkMs) {
     onWatermark(state, watermarkMs);
-    if (state.isEmpty()) {
-      state.userId = event.userId();
-      state.itemId = event.itemId();
-    }
     if (isDuplicate(state, event)) {
       String reason = "id: expected one not seen before, got " + text(event.id());
       aside(JoinOutput.Topic.DUPLICATES, event, reason);
@@ -70,7 +61,7 @@ final class PairJoin {
     }
     for (int i = state.seen.size() - 1; i >= 0; i--) {
       if (watermarkMs > retainedMs(state.seen.get(i).eventMs)) {
-        drop(state, state.seen.remove(i));
+        state.seen.remove(i);
       }
     }
   }
@@ -140,7 +131,7 @@ final class PairJoin {
     impression.producedMs = event.producedMs();
     impression.partition = event.partition();
     impression.offset = event.offset();
-    impression.payload = keep(state, event.payload());
+    impression.payload = payload(event);
     impression.keepRate = settings.keepRate(event.domain());
     impression.kept = JoinSettings.negativesKept(event.id(), impression.keepRate);
     state.open.add(impression);
@@ -163,7 +154,7 @@ final class PairJoin {
     PairState.Waiting conversion = new PairState.Waiting();
     conversion.id = event.id();
     conversion.named = event.named();
-    conversion.kind = event.kind();
+    conversion.kind = settings.kinds().get(event.kind());
     conversion.eventMs = event.eventMs();
     conversion.producedMs = event.producedMs();
     conversion.partition = event.partition();
@@ -179,8 +170,8 @@ final class PairJoin {
     } else if (behind) {
       late(state, event, watermarkMs);
     } else {
-      conversion.payload = keep(state, event.payload());
-      state.waiting.add(conversion);
+      conversion.payload = payload(event);
+      state.add(conversion);
     }
   }
 
@@ -201,15 +192,16 @@ final class PairJoin {
             + conversion.kind + ", got none";
     output.emit(
         JoinOutput.Topic.ORPHANS,
-        pairKey(state.userId, state.itemId),
-        bytes(take(conversion.payload)),
+        state.key.bytes,
+        bytes(load(state, conversion.payload)),
         true,
         conversion.partition,
         conversion.offset,
         conversion.eventMs,
         conversion.producedMs,
         reason);
-    remember(state, conversion, new PairState.Seen(true, conversion.id, conversion.eventMs));
+    state.drop(conversion.payload);
+    state.add(new PairState.Seen(true, conversion.id, conversion.eventMs));
   }
 
   /** The open impression that the conversion belongs to by the rules of attribution, or null. */
@@ -237,8 +229,7 @@ final class PairJoin {
       PairState state, PairState.Impression impression, PairState.Waiting conversion) {
     PairState.Label label = new PairState.Label();
     if (state.waiting.remove(conversion)) {
-      take(conversion.payload);
-      label.number = conversion.number;
+      state.drop(conversion.payload);
     }
     label.kind = conversion.kind;
     label.id = conversion.id;
@@ -256,7 +247,7 @@ final class PairJoin {
         conversion.producedMs,
         null);
     boolean told = isTold(impression, label.kind);
-    impression.labels.add(label);
+    impression.add(label);
     if (settings.correct() && impression.earlyDone && !told) {
       sampleCorrection(state, impression, label);
     }
@@ -278,12 +269,10 @@ final class PairJoin {
     for (PairState.Label label : impression.labels) {
       if (label.eventMs <= knownMs) {
         label.early = true;
-        label.dirty = true;
-        known.add(label);
+          known.add(label);
       }
     }
     impression.earlyDone = true;
-    impression.dirty = true;
     sample(state, impression, known, SampleWriter.State.EARLY, settings.elapsedMs(), 0);
     if (known.size() < impression.labels.size()) {
       List<PairState.Label> later = new ArrayList<>(impression.labels);
@@ -300,7 +289,6 @@ final class PairJoin {
       PairState state, PairState.Impression impression, PairState.Label label) {
     int revision = revision(impression);
     label.corrected = true;
-    label.dirty = true;
     long elapsedMs = label.eventMs - impression.eventMs;
     sample(
         state, impression, List.of(label), SampleWriter.State.CORRECTION, elapsedMs, revision);
@@ -316,13 +304,11 @@ final class PairJoin {
             longestMs,
             revision(impression));
     output.countClosed(sampled);
-    if (!impression.payload.inline()) {
-      output.drop(impression.payload.number());
-    }
+    state.drop(impression.payload);
     state.open.remove(impression);
-    remember(state, impression, new PairState.Seen(false, impression.id, impression.eventMs));
+    state.add(new PairState.Seen(false, impression.id, impression.eventMs));
     for (PairState.Label label : impression.labels) {
-      remember(state, label, new PairState.Seen(true, label.id, label.eventMs));
+      state.add(new PairState.Seen(true, label.id, label.eventMs));
     }
   }
 
@@ -349,13 +335,14 @@ final class PairJoin {
       return false;
     }
     byte[] value =
-        writer.sample(impression, payload(impression.payload), told, kind, elapsedMs, revision);
+        writer.sample(
+            impression, load(state, impression.payload), told, kind, elapsedMs, revision);
     if (value == null) {
       return false;
     }
     output.emit(
         JoinOutput.Topic.SAMPLES,
-        state.userId,
+        state.key.userId(),
         value,
         false,
         impression.partition,
@@ -372,14 +359,14 @@ final class PairJoin {
         event,
         "event_ms: expected more than the watermark " + watermarkMs + ", got " + event.eventMs());
     if (watermarkMs <= retainedMs(event.eventMs())) {
-      state.seen.add(new PairState.Seen(event.conversion(), event.id(), event.eventMs()));
+      state.add(new PairState.Seen(event.conversion(), event.id(), event.eventMs()));
     }
   }
 
   private void aside(JoinOutput.Topic topic, Event event, String reason) {
     output.emit(
         topic,
-        pairKey(event.userId(), event.itemId()),
+        event.pair().bytes,
         event.payload(),
         event.conversion(),
         event.partition(),
@@ -389,61 +376,25 @@ final class PairJoin {
         reason);
   }
 
-  /** As `event_key` in topics/event.py. */
-  private static byte[] pairKey(byte[] userId, byte[] itemId) {
-    byte[] key = Arrays.copyOf(userId, userId.length + 1 + itemId.length);
-    key[userId.length] = 0x1f;
-    System.arraycopy(itemId, 0, key, userId.length + 1, itemId.length);
-    return key;
-  }
-
   private static String text(byte[] id) {
     return new String(id, StandardCharsets.UTF_8);
   }
 
-  /** `seen` takes the place of the entry that it was. */
-  private static void remember(PairState state, PairState.Entry before, PairState.Seen seen) {
-    seen.number = before.number;
-    state.seen.add(seen);
+  private static PairState.Payload payload(Event event) {
+    return new PairState.Payload(event.payload(), 0, event.payload().length);
   }
 
-  private static void drop(PairState state, PairState.Entry entry) {
-    if (entry.number >= 0) {
-      state.dropped.add(entry.number);
-    }
-  }
-
-  private PairState.Payload keep(PairState state, byte[] payload) {
-    boolean few = state.open.size() + state.waiting.size() < INLINE_ENTRIES_MAX;
-    if (few && payload.length <= INLINE_BYTES_MAX) {
-      return new PairState.Payload(payload, 0, payload.length, 0);
-    }
-    long number = state.numberNext++;
-    output.keep(number, payload);
-    return new PairState.Payload(null, 0, 0, number);
-  }
-
-  private PairState.Payload payload(PairState.Payload payload) {
-    if (payload.inline()) {
+  private PairState.Payload load(PairState state, PairState.Payload payload) {
+    if (payload.bytes != null) {
       return payload;
     }
-    byte[] bytes = output.load(payload.number());
-    return new PairState.Payload(bytes, 0, bytes.length, 0);
-  }
-
-  /** The payload, which is forgotten. */
-  private PairState.Payload take(PairState.Payload payload) {
-    PairState.Payload found = payload(payload);
-    if (!payload.inline()) {
-      output.drop(payload.number());
-    }
-    return found;
+    return output.load(state.key, payload);
   }
 
   private static byte[] bytes(PairState.Payload payload) {
-    int to = payload.from() + payload.length();
-    return payload.from() == 0 && to == payload.bytes().length
-        ? payload.bytes()
-        : Arrays.copyOfRange(payload.bytes(), payload.from(), to);
+    int to = payload.from + payload.length;
+    return payload.from == 0 && to == payload.bytes.length
+        ? payload.bytes
+        : Arrays.copyOfRange(payload.bytes, payload.from, to);
   }
 }

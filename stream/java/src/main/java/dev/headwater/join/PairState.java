@@ -1,43 +1,66 @@
 package dev.headwater.join;
 
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.Comparator;
 import java.util.List;
 
 /**
  * All that the join remembers of one (user, item): open impressions with their conversions, waiting
  * conversions, and ids that must still be recognised as duplicates.
- *
- * <p>Every part is an {@link Entry} with a number of its own. A pair of few parts is kept as one
- * value; once it has many it is *spread*: each entry under its number, so that a touch writes what it
- * changed and not the whole pair.
  */
 final class PairState {
   static final long NO_TIMER = Long.MAX_VALUE;
 
-  byte[] userId = {};
-  byte[] itemId = {};
-  /** The earliest timer registered and not yet fired. */
-  long timerMs = NO_TIMER;
-  /** Number of the next entry or payload. */
-  long numberNext;
-  boolean spread;
+  final PairKey key;
   final List<Impression> open = new ArrayList<>(1);
-  final List<Waiting> waiting = new ArrayList<>(0);
-  final List<Seen> seen = new ArrayList<>(1);
-  /** Numbers of entries that were stored and are no more; only while spread. */
-  final List<Long> dropped = new ArrayList<>(0);
+  /** Shared and unchangeable while it is empty, as most are. */
+  List<Waiting> waiting = Collections.emptyList();
+  List<Seen> seen = Collections.emptyList();
+  /** Payloads that were written apart and are not needed any more. */
+  List<Payload> dropped = Collections.emptyList();
+
+  PairState(PairKey key) {
+    this.key = key;
+  }
 
   boolean isEmpty() {
     return open.isEmpty() && waiting.isEmpty() && seen.isEmpty();
   }
 
-  int size() {
-    int size = open.size() + waiting.size() + seen.size();
-    for (Impression impression : open) {
-      size += impression.labels.size();
+  void add(Waiting conversion) {
+    waiting = grown(waiting, conversion);
+  }
+
+  void add(Seen id) {
+    seen = grown(seen, id);
+  }
+
+  /** The payload is not needed any more. */
+  void drop(Payload payload) {
+    if (payload.isApart()) {
+      dropped = grown(dropped, payload);
     }
-    return size;
+  }
+
+  private static <T> List<T> grown(List<T> list, T next) {
+    List<T> longer = list.isEmpty() ? new ArrayList<>(1) : list;
+    longer.add(next);
+    return longer;
+  }
+
+  /** Takes the payload at an entry of `page` back into memory: it is written apart anew. */
+  void bringHome(Page page, int index, Payload payload) {
+    for (Impression impression : open) {
+      if (impression.payload.isAt(page, index)) {
+        impression.payload = payload;
+      }
+    }
+    for (Waiting conversion : waiting) {
+      if (conversion.payload.isAt(page, index)) {
+        conversion.payload = payload;
+      }
+    }
   }
 
   Waiting firstWaiting() {
@@ -72,22 +95,42 @@ final class PairState {
     return b.eventMs == a.eventMs && JoinSettings.compareIds(b.id, a.id) < 0 ? b : a;
   }
 
-  /** Bytes kept inside an entry: `length` from `from`, or apart under `number` where they are large. */
-  record Payload(byte[] bytes, int from, int length, long number) {
-    boolean inline() {
-      return bytes != null;
+  /**
+   * An event's bytes: in memory, or in a page apart from the pair's own entry, or both. Small ones of
+   * small pairs are written inside that entry.
+   */
+  static final class Payload {
+    /** Null where they are in a page and were not read. */
+    final byte[] bytes;
+
+    final int from;
+    final int length;
+    /** Null while they are in no page of their own. */
+    Page.Place place;
+
+    Payload(byte[] bytes, int from, int length) {
+      this.bytes = bytes;
+      this.from = from;
+      this.length = length;
+    }
+
+    static Payload apart(Page.Place place) {
+      Payload payload = new Payload(null, 0, 0);
+      payload.place = place;
+      return payload;
+    }
+
+    boolean isApart() {
+      return place != null;
+    }
+
+    private boolean isAt(Page page, int index) {
+      return place != null && place.page() == page && place.index() == index;
     }
   }
 
-  /** A part of the pair that is stored on its own while the pair is spread. */
-  abstract static class Entry {
-    /** -1 until it is stored under one. */
-    long number = -1;
-    boolean dirty = true;
-  }
-
   /** An impression whose last window has not closed. */
-  static final class Impression extends Entry {
+  static final class Impression {
     byte[] id;
     long eventMs;
     long producedMs;
@@ -99,11 +142,15 @@ final class PairState {
     /** The time of its early sample has passed, whether or not there was one to write. */
     boolean earlyDone;
     /** Its conversions, in no order. */
-    final List<Label> labels = new ArrayList<>(0);
+    List<Label> labels = Collections.emptyList();
+
+    void add(Label label) {
+      labels = grown(labels, label);
+    }
   }
 
   /** A conversion that belongs to an open impression. */
-  static final class Label extends Entry {
+  static final class Label {
     static final Comparator<Label> BY_TIME =
         Comparator.<Label>comparingLong(label -> label.eventMs)
             .thenComparing(label -> label.id, JoinSettings::compareIds);
@@ -120,7 +167,7 @@ final class PairState {
   }
 
   /** A conversion on time that belongs to no impression yet. */
-  static final class Waiting extends Entry {
+  static final class Waiting {
     static final Comparator<Waiting> BY_TIME =
         Comparator.<Waiting>comparingLong(waiting -> waiting.eventMs)
             .thenComparing(waiting -> waiting.id, JoinSettings::compareIds);
@@ -137,7 +184,7 @@ final class PairState {
   }
 
   /** An id that had its verdict; a second event with it is a duplicate. */
-  static final class Seen extends Entry {
+  static final class Seen {
     final boolean conversion;
     final byte[] id;
     final long eventMs;

@@ -94,12 +94,12 @@ final class SampleWriter {
     }
     out.ascii(",\"state\":\"").ascii(state.word).ascii("\",\"elapsed_ms\":").decimal(elapsedMs);
     out.ascii(",\"revision\":").decimal(revision).octet('}');
-    byte[] bytes = payload.bytes();
-    int end = payload.from() + payload.length() - 1;
+    byte[] bytes = payload.bytes;
+    int end = payload.from + payload.length - 1;
     while (bytes[end] != '}') {
       end--; // white space after the object
     }
-    return out.after(bytes, payload.from(), end - payload.from());
+    return out.after(bytes, payload.from, end - payload.from);
   }
 
   private void writeAmounts() {

@@ -1,0 +1,38 @@
+package dev.headwater.join;
+
+import org.apache.flink.api.common.eventtime.Watermark;
+import org.apache.flink.api.common.eventtime.WatermarkGenerator;
+import org.apache.flink.api.common.eventtime.WatermarkGeneratorSupplier;
+import org.apache.flink.api.common.eventtime.WatermarkOutput;
+
+/**
+ * One partition's watermark: behind its newest event that is not from the future. Flink keeps one of
+ * these per partition and takes the least.
+ */
+public final class EventWatermarks implements WatermarkGenerator<Event> {
+  private final long behindMs;
+  private long newestMs = Long.MIN_VALUE;
+
+  private EventWatermarks(long latenessMs) {
+    this.behindMs = latenessMs + 1; // an event exactly `lateness` out of order is on time
+  }
+
+  /** For a config's lateness. */
+  public static WatermarkGeneratorSupplier<Event> of(long latenessMs) {
+    return context -> new EventWatermarks(latenessMs);
+  }
+
+  @Override
+  public void onEvent(Event event, long recordMs, WatermarkOutput output) {
+    if (event.clocked() && event.eventMs() > newestMs) {
+      newestMs = event.eventMs();
+    }
+  }
+
+  @Override
+  public void onPeriodicEmit(WatermarkOutput output) {
+    if (newestMs != Long.MIN_VALUE) {
+      output.emitWatermark(new Watermark(newestMs - behindMs));
+    }
+  }
+}
