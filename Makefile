@@ -24,6 +24,7 @@ JAVA_SOURCES := $(shell find stream/java runtime/kafka -name '*.java' -o -name p
 build/jars/.ready: $(JAVA_SOURCES)
 	@command -v java >/dev/null && command -v mvn >/dev/null || { echo "JDK 17 and Maven are needed: 'java' or 'mvn' was not found on PATH"; exit 2; }
 	mvn -q -B -ntp -f runtime/kafka/pom.xml package
+	rm -rf stream/java/target  # Maven leaves in the jar what the sources do not have any more
 	mvn -q -B -ntp -f stream/java/pom.xml package
 	@touch $@
 

@@ -22,7 +22,6 @@ from settings.load import ConfigError, load_config_at
 from settings.logs import configure_logs
 from stream.errors import JoinError
 from stream.flink_rest import FlinkRest
-from stream.floor import WatermarkFloor
 from stream.plan import job_name
 from stream.remote import Cluster, RemoteJob, running_job
 from stream.savepoint import is_requested, take_savepoint
@@ -117,11 +116,7 @@ def _run(arguments: argparse.Namespace, config: Config, bootstrap: str, stop: _S
         )
         _log.info("join_metrics", url=f"http://{config.metrics.host}:{port}/metrics")
     stop.running = True
-    floor = WatermarkFloor(rest, job.job_id, arguments.state_dir)
-    floor.start()
-    ended = job.wait(stop.asked)
-    floor.stop()
-    if ended:
+    if job.wait(stop.asked):
         _log.info("join_ended", job=job.job_id)
     elif is_requested(arguments.state_dir):
         path = take_savepoint(arguments.state_dir, stop=True)

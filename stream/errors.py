@@ -61,7 +61,7 @@ class JoinConfigChanged(JoinError):
 
 
 class JoinPlanUnknown(JoinError):
-    """The state was made by a compiled plan that this release does not ship, or cannot run.
+    """The state was made by a plan that this release does not ship, or cannot run.
 
     Operator action: run the release that made it, or replay under this one.
     """

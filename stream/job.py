@@ -22,7 +22,6 @@ from settings.errors import ConfigError
 from settings.java import java_options
 from stream.errors import JoinFailed, JoinPlanUnknown, JoinStateLost
 from stream.flink_rest import FlinkRest
-from stream.floor import FILE as FLOOR_FILE
 from stream.kept_plans import Plan, plan_for
 from stream.plan import JAR_CONTRACT, flink_settings, job_name
 from stream.remote import Cluster, RemoteJob, submission_settings
@@ -32,7 +31,6 @@ from stream.restore import (
     check_shape,
     forget_finished,
     home_of,
-    reached_watermark_ms,
     read_shape,
     require_newest,
     saved_states,
@@ -165,7 +163,6 @@ class JoinJob:
         if saved is None and has_run():
             raise JoinStateLost(state_dir)
         write_shape(state_dir, shape_of(config, self._plan.name))
-        (state_dir / FLOOR_FILE).unlink(missing_ok=True)  # this start's own is in the settings
         settings = flink_settings(
             config,
             state_dir=state_dir,
@@ -178,10 +175,6 @@ class JoinJob:
             settings["execution.state-recovery.claim-mode"] = "NO_CLAIM"
         if cluster is not None:
             settings = submission_settings(settings, cluster)
-        self._watermark_ms = (
-            -1 if self.restored_from is None else reached_watermark_ms(config, bootstrap)
-        )
-        self._floor_file = str((state_dir / FLOOR_FILE).resolve())
         try:
             configuration = configured(self.settings(settings))
             self._client = self.submit(configuration, config, bootstrap, bounded=bounded)
@@ -207,14 +200,7 @@ class JoinJob:
         from pyflink.datastream import StreamExecutionEnvironment
 
         environment = StreamExecutionEnvironment.get_execution_environment(configuration)
-        build(
-            environment,
-            config,
-            bootstrap,
-            bounded=bounded,
-            watermark_ms=self._watermark_ms,
-            watermark_file=self._floor_file,
-        )
+        build(environment, config, bootstrap, bounded=bounded)
         return environment.execute_async(job_name(config))
 
     def wait(self, stopping: Callable[[], bool]) -> bool:

@@ -16,16 +16,18 @@ import msgspec
 
 from settings.config import Config
 from stream.asides import Aside, AsideTopic, Record, origin, read_asides, send_once
-from stream.restore import reached_watermark_ms
 from topics.conversion import decode_conversion
 from topics.errors import RecordInvalid
 from topics.event import event_key
 from topics.impression import decode_impression_head
-from topics.names import IMPRESSIONS
+from topics.names import IMPRESSIONS, JOIN_OUTPUTS
+from topics.scan import end_offsets, read_to_end
 
 Mending = Callable[[str, bytes], bytes | None]
 """(stream, original bytes) -> the bytes to send; None = leave this one where it is."""
 _SHOWN = 20
+_TAIL_RECORDS = 50
+_END_OF_INPUT_MS = 2**62
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +71,7 @@ def reprocess_undecodable(
     """Send what now decodes, mended first where `mending` is given. `limit` bounds how many are
     sent. Raises TopicError."""
     asides, already = read_asides(config, bootstrap, "undecodable", since_ms=since_ms)
-    running_ms = reached_watermark_ms(config, bootstrap) + config.join.lateness
+    running_ms = _reached_watermark_ms(config, bootstrap) + config.join.lateness
     bound_ms = config.events.future_bound
     newest_ms = time.time_ns() // 1_000_000 + bound_ms
     if running_ms >= config.join.lateness:
@@ -140,3 +142,19 @@ def _key(config: Config, aside: Aside, value: bytes, newest_ms: int) -> bytes:
 def _headers(aside: Aside) -> Iterator[tuple[str, bytes]]:
     yield origin(aside)
     yield "hw_produced_ms", str(aside.produced_ms).encode("ascii")
+
+
+def _reached_watermark_ms(config: Config, bootstrap: str) -> int:
+    """The newest watermark with which the join wrote a committed record, -1 if there is none.
+
+    Reads the last few records of every output partition. The watermark at the end of bounded input
+    is no event time and does not count.
+    """
+    ends = end_offsets(config, bootstrap, JOIN_OUTPUTS)
+    start = {where: max(0, end - _TAIL_RECORDS) for where, end in ends.items()}
+    reached = -1
+    for _, message in read_to_end(config, bootstrap, JOIN_OUTPUTS, start=start):
+        found = int(dict(message.headers() or []).get("hw_watermark_ms") or b"-1")
+        if found < _END_OF_INPUT_MS:
+            reached = max(reached, found)
+    return reached

@@ -7,10 +7,6 @@ after an older one is committed already and would be written a second time.
 Flink writes a state's `_metadata` last, so a directory without it never completed. A `_metadata`
 cut short by a crash did not complete either: its transactions were not committed, so the one before
 it is the newest that counts. `job` checks that with Flink's own reader.
-
-A restored job also has no watermark until every partition has brought an event: for that long late
-events would pass for timely ones, and duplicates of events long decided for new ones. The outputs
-say which watermark had been reached (`reached_watermark_ms`).
 """
 
 from __future__ import annotations
@@ -25,11 +21,7 @@ import msgspec
 
 from settings.config import Config
 from stream.errors import JoinConfigChanged, JoinModeChanged, SavepointOld
-from topics.names import JOIN_OUTPUTS
-from topics.scan import end_offsets, read_to_end
 
-_TAIL_RECORDS = 50
-_END_OF_INPUT_MS = 2**62
 _MAGIC = 0x4960672D
 _HEAD = struct.Struct(">iiq")
 """How `_metadata` begins: magic number, format version, checkpoint id."""
@@ -56,7 +48,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     rules: dict[str, Any] = {}
     """Every other value of `kinds.*` and `join` that decides what samples say, by its name."""
     plan: str = ""
-    """Name of the compiled plan that the state's operators belong to (`stream.compiled`)."""
+    """Name of the plan that the state belongs to (`stream.kept_plans`)."""
 
 
 def saved_states(state_dir: Path) -> Iterator[SavedState]:
@@ -89,22 +81,6 @@ def require_newest(state_dir: Path, asked: Path) -> SavedState:
 def home_of(asked: Path) -> Path:
     """The state directory that the state at `asked` was written in; `asked` if it was moved out."""
     return next((folder for folder in asked.parents if (folder / "shape.json").exists()), asked)
-
-
-def reached_watermark_ms(config: Config, bootstrap: str) -> int:
-    """The newest watermark with which the join wrote a committed record, -1 if there is none.
-
-    Reads the last few records of every output partition. The watermark at the end of bounded input
-    is no event time and does not count.
-    """
-    ends = end_offsets(config, bootstrap, JOIN_OUTPUTS)
-    start = {where: max(0, end - _TAIL_RECORDS) for where, end in ends.items()}
-    reached = -1
-    for _, message in read_to_end(config, bootstrap, JOIN_OUTPUTS, start=start):
-        found = int(dict(message.headers() or []).get("hw_watermark_ms") or b"-1")
-        if found < _END_OF_INPUT_MS:
-            reached = max(reached, found)
-    return reached
 
 
 def shape_of(config: Config, plan: str) -> Shape:

@@ -17,20 +17,8 @@ from stream.plan import OPERATORS, sink_properties, source_properties
 from topics.names import CONVERSIONS, IMPRESSIONS, record_bytes_max
 
 
-def build(
-    environment: Any,
-    config: Config,
-    bootstrap: str,
-    *,
-    bounded: bool,
-    watermark_ms: int = -1,
-    watermark_file: str = "",
-) -> None:
-    """Add the join to a PyFlink `StreamExecutionEnvironment`.
-
-    `watermark_ms` is what restored state had reached (-1 = nothing): Flink's own starts anew, and
-    `watermark_file` says it for restarts inside Flink (`stream.floor`).
-    """
+def build(environment: Any, config: Config, bootstrap: str, *, bounded: bool) -> None:
+    """Add the join to a PyFlink `StreamExecutionEnvironment`."""
     from pyflink.java_gateway import get_gateway
 
     jvm = get_gateway().jvm
@@ -41,9 +29,7 @@ def build(
         _watermarks(jvm, config, bounded=bounded),
         "events",
     ).uid(OPERATORS["events"])
-    operator = ours.AttributionJoin(
-        settings, config.events.future_bound, watermark_ms, watermark_file
-    )
+    operator = ours.AttributionJoin(settings, config.events.future_bound)
     verdicts = (
         events.keyBy(ours.Event.Key(), ours.RecordType.PAIR_KEY)
         .transform("join", ours.RecordType.VERDICT, operator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import time
 import zipfile
@@ -27,12 +28,17 @@ def _config(**sections: Any) -> Config:
 
 
 def test_the_newest_plan_is_that_of_the_job() -> None:
-    """Fails when an operator's uid or the layout of a pair changes: keep a successor of the plan.
-    (Names of the operator's states: tests/test_operations.py, in a checkpoint.)"""
+    """Fails when an operator's uid, a state's name or a pair's layout changes: then the plan needs
+    a successor, and kept state a way to it."""
     newest = plans()[-1]
     assert set(newest.operators) == set(OPERATORS.values())
-    codec = Path(stream.__path__[0]) / "java/src/main/java/dev/headwater/join/PairCodec.java"
-    assert f"int VERSION = {newest.pair_layout};" in codec.read_text("utf-8")
+    operator = Path(stream.__path__[0]) / "java/src/main/java/dev/headwater/join"
+    names = re.findall(r'= state\("(\w+)"\)', (operator / "FlinkPages.java").read_text("utf-8"))
+    own = (operator / "AttributionJoin.java").read_text("utf-8")
+    names += re.findall(r'StateDescriptor<>\("(\w+)"', own)
+    assert sorted(names) == newest.operators[OPERATORS["join"]]
+    codec = (operator / "PairCodec.java").read_text("utf-8")
+    assert f"int VERSION = {newest.pair_layout};" in codec
 
 
 def test_state_keeps_the_plan_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

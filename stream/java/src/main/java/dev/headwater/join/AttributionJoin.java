@@ -1,11 +1,10 @@
 package dev.headwater.join;
 
-import java.io.IOException;
-import java.io.UncheckedIOException;
-import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
-import java.nio.file.Path;
+import java.util.List;
 import org.apache.flink.api.common.TaskInfo;
+import org.apache.flink.api.common.state.ListState;
+import org.apache.flink.api.common.state.ListStateDescriptor;
+import org.apache.flink.api.common.typeutils.base.LongSerializer;
 import org.apache.flink.runtime.state.KeyGroupRange;
 import org.apache.flink.runtime.state.KeyGroupRangeAssignment;
 import org.apache.flink.runtime.state.KeyedStateBackend;
@@ -30,25 +29,18 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
 
   private final JoinSettings settings;
   private final long futureBoundMs;
-  private final long restoredMs;
-  private final String watermarkFile;
   private transient JoinMetrics metrics;
   private transient PairJoin join;
   private transient OpenPairs pairs;
   private transient DueQueue due;
   private transient StreamRecord<Verdict> record;
+  private transient ListState<Long> reached;
   private transient long watermarkMs;
 
-  /**
-   * `restoredMs` is the watermark that the restored state had reached (-1 = none), `watermarkFile`
-   * one that a completed checkpoint of this process holds at least (stream/floor.py).
-   */
-  public AttributionJoin(
-      JoinSettings settings, long futureBoundMs, long restoredMs, String watermarkFile) {
+  /** `futureBoundMs` is told in the reason of what is from the future. */
+  public AttributionJoin(JoinSettings settings, long futureBoundMs) {
     this.settings = settings;
     this.futureBoundMs = futureBoundMs;
-    this.restoredMs = restoredMs;
-    this.watermarkFile = watermarkFile;
   }
 
   @Override
@@ -62,8 +54,18 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
         KeyGroupRangeAssignment.computeKeyGroupRangeForOperatorIndex(
             groupsMax, task.getNumberOfParallelSubtasks(), task.getIndexOfThisSubtask());
     pairs = new OpenPairs(settings.kinds(), new FlinkPages(backend, groups, groupsMax));
+    // Flink keeps no watermark. Every instance keeps its own, and goes on from the greatest: what one
+    // of them had reached was true for all, and what was decided by it stays decided.
+    reached =
+        context
+            .getOperatorStateStore()
+            .getUnionListState(new ListStateDescriptor<>("watermark", LongSerializer.INSTANCE));
+    watermarkMs = Long.MIN_VALUE;
     if (context.isRestored()) {
       pairs.restore(due::add);
+      for (long reachedMs : reached.get()) {
+        watermarkMs = Math.max(watermarkMs, reachedMs);
+      }
     }
   }
 
@@ -73,19 +75,6 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
     metrics = new JoinMetrics(getMetricGroup());
     record = new StreamRecord<>(null);
     join = new PairJoin(settings, new Emitter());
-    long reachedMs = Math.max(restoredMs, floorMs(watermarkFile));
-    watermarkMs = reachedMs < 0 ? Long.MIN_VALUE : reachedMs;
-  }
-
-  /** What a completed checkpoint of this process holds at least; -1 = nothing. */
-  private static long floorMs(String file) {
-    try {
-      return file.isEmpty() ? -1 : Long.parseLong(Files.readString(Path.of(file)).strip());
-    } catch (NoSuchFileException first) {
-      return -1; // no restart inside the process: the constructor was told all
-    } catch (IOException failed) {
-      throw new UncheckedIOException("watermark file " + file + " not readable", failed);
-    }
   }
 
   /** No event needs Flink's state: the key is set where pages are read or written. */
@@ -142,6 +131,7 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
   @Override
   public void snapshotState(StateSnapshotContext context) throws Exception {
     pairs.write();
+    reached.update(List.of(watermarkMs));
     super.snapshotState(context);
   }
 
