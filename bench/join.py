@@ -108,8 +108,8 @@ def measure(quick: bool) -> dict[str, Any]:
     """Every key of the report; see the module."""
     require_java()
     flink_jars()
-    # 2.0 M events with conversions; one round of them takes minutes and steadies itself.
-    repetitions, rounds = (2, 2) if quick else (35, 1)
+    # 2.0 M events with conversions. The compiler of the JVM is at work for the first rounds.
+    repetitions, rounds = (2, 2) if quick else (35, 5)
     stretch = 10_000 if quick else 50_000
     impressions = stretch * repetitions
     with ExitStack() as stack:

@@ -198,8 +198,12 @@ class JoinJob:
     def submit(self, configuration: Any, config: Config, bootstrap: str, *, bounded: bool) -> Any:
         """Plan and start the job; returns PyFlink's JobClient. A benchmark's peer has its own."""
         from pyflink.datastream import StreamExecutionEnvironment
+        from pyflink.java_gateway import get_gateway
 
-        environment = StreamExecutionEnvironment.get_execution_environment(configuration)
+        # By its constructor: what Flink's factory gives outside of `flink run` is always local.
+        make = get_gateway().jvm.org.apache.flink.streaming.api.environment
+        own = make.StreamExecutionEnvironment(configuration._j_configuration)
+        environment = StreamExecutionEnvironment(own)
         build(environment, config, bootstrap, bounded=bounded)
         return environment.execute_async(job_name(config))
 

@@ -54,6 +54,8 @@ def flink_settings(
         else (join.checkpoint_interval)
     )
     settings = {
+        "execution.target": "local",
+        "execution.attached": "true",
         "pipeline.name": job_name(config),
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
