@@ -87,7 +87,8 @@ final class SampleWriter {
       }
     }
     writeAmounts();
-    out.ascii("},\"keep_rate\":").ascii(Double.toString(impression.keepRate));
+    boolean all = impression.keepRate == 1.0; // nearly always, and a double takes long to say
+    out.ascii("},\"keep_rate\":").ascii(all ? "1.0" : Double.toString(impression.keepRate));
     out.ascii(impression.kept ? ",\"kept\":true" : ",\"kept\":false");
     if (correct) {
       writeDelayed();
