@@ -53,9 +53,10 @@ NOTES = {
     "at their own times and count within 24 h. Labels are delayed here, so the loss is fnw and "
     "ours learn of a conversion when it happens (running rates when an impression is final); "
     "LightGBM and river learn of an impression when its window has closed. LightGBM is not given "
-    "the list of recent articles. Settings are those of study kuairand but the loss; none was "
-    "chosen on this log. dcn, river and the LightGBM of 31 leaves had been run on it once before; "
-    "that one overfits, so one of 7 leaves was set beside it. SD is over weights: the log is one.",
+    "the list of recent articles. Settings are those of study kuairand but the loss; nothing "
+    "was chosen on this log for this table. dcn, river and the LightGBM of 31 leaves had been run "
+    "on it once before; that one overfits, so one of 7 leaves was set beside it. SD is over "
+    "weights: the log is one.",
 }
 WITHOUT = "dcn"
 """The model that is also run without running rates."""
