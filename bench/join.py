@@ -67,12 +67,12 @@ class FlinkProcess:
             stderr=self._log,
         )
 
-    def start(self, name: str, prefix: str, **flags: Any) -> None:
+    def start(self, name: str, prefix: str, *, kind: str = "", **flags: Any) -> None:
         """Begin a run of the system `name` over the topics of `prefix`; `flags` as `config_of`."""
         file = self._folder / f"{name}.toml"
         write_config(_config(name, FULL, **flags), file, comment=f"bench join: {name}")
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{SYSTEMS[name][0]} {file} {prefix}\n".encode())
+        self._process.stdin.write(f"{kind or SYSTEMS[name][0]} {file} {prefix}\n".encode())
         self._process.stdin.flush()
 
     def seconds(self) -> float:
@@ -90,12 +90,13 @@ class FlinkProcess:
         self.start(name, prefix, **flags)
         return self.seconds()
 
-    def state_bytes_after(self, name: str, prefix: str, **flags: Any) -> tuple[float, int]:
-        """Seconds of a run, and the size of its largest checkpoint."""
+    def state_bytes(self, name: str, prefix: str, **flags: Any) -> int:
+        """The size of the largest checkpoint of a run that is saved often."""
         logs = self._folder / "state" / "run0" / "logs"  # the JVM's, for all of its runs
         since = {log: log.stat().st_size for log in logs.glob("*.log")}
-        seconds = self.run(name, prefix, **flags)
-        return seconds, max(checkpoint_bytes_max(log, at) for log, at in since.items())
+        self.start(name, prefix, kind="join-often-saved", **flags)
+        self.seconds()
+        return max(checkpoint_bytes_max(log, at) for log, at in since.items())
 
     def close(self) -> None:
         """End it; its JVM dies with it."""
@@ -200,9 +201,9 @@ def _growth(of_system: dict[str, FlinkProcess], bootstrap: str, quick: bool) -> 
 
     def rate(system: str, name: str, hours: int) -> float:
         flags = {} if system == "copy" else windows(hours)
-        seconds, largest = of_system[system].state_bytes_after(system, name, **flags)
+        seconds = of_system[system].run(system, name, **flags)
         if hours == 24:
-            state_bytes[system] = largest
+            state_bytes[system] = of_system[system].state_bytes(system, name, **flags)
         return events[name] / seconds
 
     found = report(rate, state_bytes, round(base.impressions * 24 / SPAN_HOURS))

@@ -20,7 +20,7 @@ import java.util.function.Consumer;
  */
 final class OpenPairs {
   private static final int PAGE_BYTES = 32 << 10;
-  private static final int PAGES_CACHED = 2048;
+  private static final long CACHED_BYTES_MAX = 64L << 20;
   private static final int SMALL_PAGE_BYTES = PAGE_BYTES / 4;
   private static final int SMALL_PAGES_MAX = 32;
   /** A page with fewer live entries than one of so many is written anew with others. */
@@ -33,6 +33,7 @@ final class OpenPairs {
   private final PairCodec codec;
   private final ByteWriter out = new ByteWriter();
   private final LinkedHashMap<Page, byte[]> read = new LinkedHashMap<>(16, 0.75f, true);
+  private long readBytes;
   private long numberNext;
   /** The number of the present period between two checkpoints, and who was touched in it. */
   private long period;
@@ -161,7 +162,7 @@ final class OpenPairs {
       each.changed = false;
       if (each.alive() == 0) {
         pages.remove(each.number);
-        read.remove(each);
+        forgetRead(each);
         kept.drop(group, each.number);
       } else {
         kept.keepDead(group, each.number, each.deadBits());
@@ -240,10 +241,16 @@ final class OpenPairs {
     if (bytes == null) {
       bytes = kept.page(group, page.number);
       read.put(page, bytes);
-      if (read.size() > PAGES_CACHED) {
-        read.remove(read.keySet().iterator().next());
+      readBytes += bytes.length;
+      while (readBytes > CACHED_BYTES_MAX && read.size() > 1) {
+        forgetRead(read.keySet().iterator().next());
       }
     }
     return bytes;
+  }
+
+  private void forgetRead(Page page) {
+    byte[] bytes = read.remove(page);
+    readBytes -= bytes == null ? 0 : bytes.length;
   }
 }
