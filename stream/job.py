@@ -28,6 +28,7 @@ from stream.remote import Cluster, RemoteJob, submission_settings
 from stream.restore import (
     SavedState,
     check_mode,
+    check_parallelism,
     check_shape,
     forget_finished,
     home_of,
@@ -156,7 +157,7 @@ class JoinJob:
         forget_finished(state_dir)
         asked = None if restore is None else require_newest(state_dir, restore.resolve())
         # Refuses what does not fit before a JVM is started.
-        self._plan = _choose_plan(config, state_dir if asked is None else home_of(asked.path))
+        self._plan = _choose_plan(config, state_dir, asked)
         configured = self._start_jvm()
         saved = asked or _newest_readable(state_dir)
         self.restored_from = None if saved is None else saved.path
@@ -303,12 +304,16 @@ def _hint(text: str) -> str | None:
     return next((hint for sign, hint in _HINTS if sign in text), None)
 
 
-def _choose_plan(config: Config, state_dir: Path) -> Plan:
-    """The plan that the state in `state_dir` belongs to, if this config can go on with it."""
-    before = read_shape(state_dir) if any(saved_states(state_dir)) else None
+def _choose_plan(config: Config, state_dir: Path, asked: SavedState | None) -> Plan:
+    """The plan that the state to start from belongs to, if this config can go on with it."""
+    home = state_dir if asked is None else home_of(asked.path)
+    newest = asked or next(saved_states(home), None)
+    before = None if newest is None else read_shape(home)
     plan = plan_for(None if before is None else before.plan)
-    if before is not None:
-        check_shape(before, shape_of(config, plan.name))
+    if newest is not None and before is not None:
+        now = shape_of(config, plan.name)
+        check_shape(before, now)
+        check_parallelism(before, now, newest)
     return plan
 
 

@@ -47,6 +47,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     events_prefix: str
     rules: dict[str, Any] = {}
     """Every other value of `kinds.*` and `join` that decides what samples say, by its name."""
+    parallelism: int = 0
+    """0 = not said, by an earlier release."""
     plan: str = ""
     """Name of the plan that the state belongs to (`stream.kept_plans`)."""
 
@@ -92,6 +94,7 @@ def shape_of(config: Config, plan: str) -> Shape:
         topic_prefix=config.kafka.topic_prefix,
         events_prefix=config.kafka.events_prefix,
         rules=_rules(config),
+        parallelism=config.join.parallelism,
         plan=plan,
     )
 
@@ -160,6 +163,22 @@ def check_shape(before: Shape, now: Shape) -> None:
     ]
     if told:
         raise JoinConfigChanged("; ".join(told))
+
+
+def check_parallelism(before: Shape, now: Shape, restored: SavedState) -> None:
+    """Raise JoinConfigChanged where a job of fewer tasks would go on from a checkpoint.
+
+    Beside a checkpoint lie transactions that were begun after it. The Kafka sink (5.0.0,
+    FLINK-40626) takes such a one over by beginning it anew, but only under the ids that its tasks
+    write to: those of a task that is no more would stay open, and hold up every reader until they
+    time out. A job that stopped with a savepoint has none.
+    """
+    if now.parallelism < before.parallelism and not restored.is_savepoint:
+        raise JoinConfigChanged(
+            f"join.parallelism was {before.parallelism}, is {now.parallelism}: fewer tasks go on"
+            " from a savepoint only; start it as it was, then stop it by"
+            " `headwater down --savepoint`"
+        )
 
 
 _FREE_AT_RESTART = frozenset(

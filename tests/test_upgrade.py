@@ -19,7 +19,14 @@ from stream.errors import JoinConfigChanged, JoinFailed, JoinPlanUnknown, Savepo
 from stream.job import JAR_NAMES, jar_paths
 from stream.kept_plans import plan_for, plans
 from stream.plan import JAR_CONTRACT, OPERATORS
-from stream.restore import check_shape, require_newest, saved_states, shape_of
+from stream.restore import (
+    SavedState,
+    check_parallelism,
+    check_shape,
+    require_newest,
+    saved_states,
+    shape_of,
+)
 
 
 def _config(**sections: Any) -> Config:
@@ -114,6 +121,16 @@ def test_may_not_change_on_kept_state(name: str) -> None:
     sections, says = MAY_NOT[name]
     with pytest.raises(JoinConfigChanged, match=says):
         check_shape(shape_of(_config(), "v1"), shape_of(_config(**sections), "v1"))
+
+
+def test_fewer_tasks_go_on_from_a_savepoint_only(tmp_path: Path) -> None:
+    """Transactions of tasks that are no more would stay open beside a checkpoint."""
+    before, now = (shape_of(_config(join={"parallelism": n}), "v2") for n in (3, 2))
+    checkpoint = SavedState(7, tmp_path, is_savepoint=False)
+    with pytest.raises(JoinConfigChanged, match=r"parallelism was 3, is 2: .*down --savepoint"):
+        check_parallelism(before, now, checkpoint)
+    check_parallelism(before, now, SavedState(7, tmp_path, is_savepoint=True))
+    check_parallelism(now, before, checkpoint)
 
 
 def _state(folder: Path, number: int) -> Path:
