@@ -95,6 +95,7 @@ def test_nothing_is_lost_and_nothing_twice(
     traffic = _Traffic(config, broker.bootstrap, source)
     join.start()
     traffic.start()
+    began = time.monotonic()
     before = 0
     for _ in range(KILLS):
         before = max(before, taken(config, broker.bootstrap))
@@ -114,6 +115,8 @@ def test_nothing_is_lost_and_nothing_twice(
         else:
             broker.kill()
             broker.start()
+    closes_ms = config.window_ms_max + config.join.lateness + 3_000  # the first windows
+    time.sleep(max(0.0, began + closes_ms / 1000 - time.monotonic()))
     traffic.finish()
     ends = wait_for_the_end(config, broker.bootstrap, join, 180)
     report = audit(config, broker.bootstrap, settle_seconds=30)
