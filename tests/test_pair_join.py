@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections import defaultdict
@@ -157,6 +158,11 @@ def test_the_scanner_and_the_audit_agree_on_mutated_bytes(drive: PairDrive, stre
         accepted += reasons.count("")
         left -= len(batch)
     assert 0 < accepted < EVENTS // 2
+    behind = [
+        json.dumps(good[0]).encode() + bytes([byte]) for byte in range(256)
+    ]  # any one byte behind an event
+    told = [reason == "" for reason in drive.reasons(stream, WINDOWS_MS, behind)]
+    assert told == [_decodes(stream, value) for value in behind]
 
 
 def _decodes(stream: str, value: bytes) -> bool:

@@ -24,7 +24,10 @@ final class JsonCursor {
     return at;
   }
 
-  /** The next byte that is not white space, or -1 at the end; does not consume it. */
+  /**
+   * The next byte that is not white space, or -1 at the end; does not consume it. The byte 0xff is -1
+   * as well, which no JSON begins with: only {@link #end} has to tell them apart.
+   */
   int peek() {
     while (at < bytes.length) {
       int c = bytes[at];
@@ -52,7 +55,7 @@ final class JsonCursor {
   }
 
   void end() throws BadEvent {
-    if (peek() != -1) {
+    if (peek() != -1 || at < bytes.length) {
       throw new BadEvent("json: expected nothing after the object, got " + here());
     }
   }
