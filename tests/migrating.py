@@ -1,25 +1,40 @@
-"""A process to kill: migrates the store back and forth between two layouts."""
+"""A process to kill: migrates the store back and forth between two layouts.
+
+It names each step it comes to on stdout and goes on at a line on stdin.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import embedding_store.migrate as module
 from embedding_store.layout import RowLayout
-from embedding_store.migrate import changed_layout, migrate
 from tests.test_migrate import ADDED, OLD
 
 
 def _plan(layout: RowLayout) -> RowLayout:
+    _at("begun")
     if "gone" in layout.sets:
-        return changed_layout(layout, ADDED, ["gone"], {})
-    return changed_layout(layout, {"gone": OLD.sets["gone"]}, list(ADDED), {"gone": ("item_id",)})
+        return module.changed_layout(layout, ADDED, ["gone"], {})
+    back = {"gone": OLD.sets["gone"]}
+    return module.changed_layout(layout, back, list(ADDED), {"gone": ("item_id",)})
 
 
-def _begun(layout: RowLayout) -> RowLayout:
-    sys.stdout.write("begun\n")
-    sys.stdout.flush()
-    return _plan(layout)
+def _at(step: str) -> None:
+    print(step, flush=True)
+    sys.stdin.readline()
 
 
-migrate(Path(sys.argv[1]), _begun, lambda _: None)
+def _exchange(making: Path, path: Path) -> None:
+    _at("exchanging")
+    exchange(making, path)
+    _at("exchanged")
+
+
+exchange = module.exchange
+module.exchange = _exchange
+module.migrate(
+    Path(sys.argv[1]), _plan, lambda say: _at("comparing") if say.startswith("comparing") else None
+)
+_at("done")

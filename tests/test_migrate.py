@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ OLD = RowLayout(
 ADDED = {"task:like": SetSpec(dim=5, optimizer="ftrl"), "half": SetSpec(dim=3, dtype="bfloat16")}
 
 KILLS = kills(6, 60)
+STEPS = ("begun", "comparing", "exchanging", "exchanged", "done")
 
 
 def _keys(count: int) -> NDArray[np.uint64]:
@@ -132,24 +132,46 @@ def test_a_kill_at_any_moment_leaves_the_old_store_or_the_new_one(tmp_path: Path
     path = tmp_path / "store"
     _write(path, 30_000)
     before = _content(path)
+    took = {step: _killed(path, step, 0.0) for step in STEPS}  # and how long it is to each
+    for step in STEPS:  # killed at the step itself
+        there = _sets(path)
+        _killed(path, step, 0.0)
+        assert _content(path) == before, step
+        changed = _sets(path) != there
+        assert changed == (step in ("exchanged", "done")), step
+    for kill in range(KILLS):  # and at a moment between two
+        step, following = list(zip(STEPS, STEPS[1:], strict=False))[kill % (len(STEPS) - 1)]
+        after = took[following] * (kill + 1) / (KILLS + 1)
+        _killed(path, step, after)
+        assert _content(path) == before, f"killed {after:.3f} s after `{step}`"
+        assert _sets(path) in ({"shared", "gone"}, {"shared", "task:like", "half"})
+
+
+def _killed(path: Path, at: str, after: float) -> float:
+    """Migrate, let it go on from step to step, and kill it `after` seconds from step `at`.
+
+    Returns the seconds from the step before to `at`.
+    """
     command = [sys.executable, "-m", "tests.migrating", str(path)]
-    seconds, left = 0.0, {"old": 0, "new": 0}
-    for kill in range(KILLS):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "begun\n"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        for step in STEPS:
             began = time.perf_counter()
-            if kill == 0:  # how long a whole one takes
-                assert child.wait(120) == 0
-                seconds = time.perf_counter() - began
-            else:
-                time.sleep(seconds * kill / KILLS)
-                child.send_signal(signal.SIGKILL)
-        content = _content(path)
-        assert content == before, f"killed after {kill}/{KILLS} of {seconds:.2f} s"
-        with StoreReader(path, "test") as reader:
-            left["new" if "task:like" in reader.layout.sets else "old"] += 1
-        with StoreReader(path, "test") as reader:
-            sets = set(reader.layout.sets)
-        assert sets in ({"shared", "gone"}, {"shared", "task:like", "half"})
-    assert left["old"] and left["new"], left
+            assert child.stdout.readline() == f"{step}\n"
+            took = time.perf_counter() - began
+            if step == at and not after:
+                child.kill()
+                return took
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            if step == at:
+                time.sleep(after)
+                child.kill()
+                return took
+    raise AssertionError(f"no such step: `{at}`")
+
+
+def _sets(path: Path) -> set[str]:
+    with StoreReader(path, "test") as reader:
+        return set(reader.layout.sets)
