@@ -48,6 +48,9 @@ class OftenSavedJob(WarmJob):
 class CopyJob(WarmJob):
     """Both event topics into one, byte for byte, in SQL, with the clients' settings of the join."""
 
+    def settings(self, settings: dict[str, str]) -> dict[str, str]:
+        return super().settings(settings) | {"pipeline.auto-generate-uids": "true"}
+
     def submit(self, configuration: Any, config: Config, bootstrap: str, *, bounded: bool) -> Any:
         from pyflink.table import EnvironmentSettings, TableEnvironment
 
@@ -82,8 +85,12 @@ class CopyJob(WarmJob):
 
 
 def _prefixed(properties: Mapping[str, str]) -> dict[str, str]:
-    del_discovery = {k: v for k, v in properties.items() if not k.startswith("partition.")}
-    return {f"properties.{name}": value for name, value in del_discovery.items()}
+    """As table options; SQL has its own word for how often partitions are looked for."""
+    return {
+        f"properties.{name}": value
+        for name, value in properties.items()
+        if not name.startswith("partition.discovery.")
+    }
 
 
 JOBS = {"copy": CopyJob, "join": WarmJob, "join-often-saved": OftenSavedJob}

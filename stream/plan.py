@@ -59,6 +59,7 @@ def flink_settings(
         "pipeline.name": job_name(config),
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
+        "pipeline.auto-generate-uids": "false",  # an operator without a name of ours is refused
         "pipeline.auto-watermark-interval": f"{_WATERMARK_INTERVAL_MS} ms",
         "parallelism.default": str(join.parallelism),
         "metrics.fetcher.update-interval": "1000 ms",

@@ -22,7 +22,8 @@ def _plan(layout: RowLayout) -> RowLayout:
 
 
 def _at(step: str) -> None:
-    print(step, flush=True)
+    sys.stdout.write(f"{step}\n")
+    sys.stdout.flush()
     sys.stdin.readline()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_a_kill_at_any_moment_leaves_the_old_store_or_the_new_one(tmp_path: Path
         changed = _sets(path) != there
         assert changed == (step in ("exchanged", "done")), step
     for kill in range(KILLS):  # and at a moment between two
-        step, following = list(zip(STEPS, STEPS[1:], strict=False))[kill % (len(STEPS) - 1)]
+        step, following = list(pairwise(STEPS))[kill % (len(STEPS) - 1)]
         after = took[following] * (kill + 1) / (KILLS + 1)
         _killed(path, step, after)
         assert _content(path) == before, f"killed {after:.3f} s after `{step}`"

@@ -116,11 +116,9 @@ public final class PairDrive {
   private static final class Join implements JoinOutput {
     private final JoinSettings settings;
     private final DataOutputStream out;
-    private final PairJoin join;
     private final int checkpointEvery;
     private final Pages pages = new Pages();
-    private OpenPairs pairs;
-    private DueQueue due;
+    private JoinLoop join;
     private long watermarkMs = Long.MIN_VALUE;
     private int touches;
 
@@ -135,14 +133,12 @@ public final class PairDrive {
               arguments[6]);
       checkpointEvery = Integer.parseInt(arguments[7]);
       this.out = out;
-      join = new PairJoin(settings, this);
       restart();
     }
 
     private void restart() throws Exception {
-      pairs = new OpenPairs(settings.kinds(), pages);
-      due = new DueQueue();
-      pairs.restore(due::add);
+      join = new JoinLoop(settings, pages, this);
+      join.restore();
     }
 
     void run(DataInputStream in) throws Exception {
@@ -154,7 +150,7 @@ public final class PairDrive {
           break;
         } else if (tag == 'W') {
           watermarkMs = in.readLong();
-          due.drain(watermarkMs, this::proceed);
+          join.onWatermark(watermarkMs);
         } else {
           boolean conversion = tag == 'C';
           EventScanner scanner = conversion ? conversions : impressions;
@@ -165,41 +161,20 @@ public final class PairDrive {
                   conversion, PairKey.of(scanner.userId, scanner.itemId), scanner.id,
                   scanner.eventMs, scanner.kind, scanner.named, scanner.domain, scanner.value,
                   payload, 0, offset++, scanner.eventMs + 7, true, null, null);
-          Pair pair = pairs.touch(event.pair());
-          join.onEvent(pair.state, event, watermarkMs);
-          leave(pair);
+          join.onEvent(event, watermarkMs);
         }
         if (++touches % checkpointEvery == 0) {
-          pairs.write();
+          join.write();
           if (touches / checkpointEvery % 2 == 0) {
             restart();
           }
         }
       }
-      pairs.write();
-      if (pairs.size() > 0) {
-        throw new IllegalStateException("pairs left behind: " + pairs.size());
+      join.write();
+      if (join.size() > 0) {
+        throw new IllegalStateException("pairs left behind: " + join.size());
       }
       pages.requireNothingLeft();
-    }
-
-    private void proceed(Pair pair) throws Exception {
-      pairs.touch(pair);
-      join.onWatermark(pair.state, watermarkMs);
-      leave(pair);
-    }
-
-    private void leave(Pair pair) {
-      if (pair.state.isEmpty()) {
-        pair.dueMs = PairState.NO_TIMER;
-        pairs.forget(pair);
-        return;
-      }
-      long dueMs = join.nextDueMs(pair.state);
-      if (dueMs < pair.dueMs) {
-        pair.dueMs = dueMs;
-        due.add(pair);
-      }
     }
 
     @Override
@@ -219,10 +194,5 @@ public final class PairDrive {
 
     @Override
     public void countClosed(boolean sampled) {}
-
-    @Override
-    public PairState.Payload load(PairKey pair, PairState.Payload payload) {
-      return pairs.payload(pair, payload);
-    }
   }
 }

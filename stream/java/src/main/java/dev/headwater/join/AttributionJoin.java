@@ -16,8 +16,8 @@ import org.apache.flink.streaming.api.watermark.Watermark;
 import org.apache.flink.streaming.runtime.streamrecord.StreamRecord;
 
 /**
- * The join as one keyed operator: a thin shell that gives {@link PairJoin} its pairs and the watermark,
- * and hands its verdicts to the sink.
+ * The join as one keyed operator: a thin shell that gives {@link JoinLoop} its events, the watermark
+ * and a place for its pages, and hands its verdicts to the sink.
  *
  * <p>Pairs live in {@link OpenPairs}, in memory; Flink's state gets what changed when a checkpoint
  * asks for it. So an event costs one look into a hash map, whatever the state backend, and a pair that
@@ -30,9 +30,8 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
   private final JoinSettings settings;
   private final long futureBoundMs;
   private transient JoinMetrics metrics;
-  private transient PairJoin join;
-  private transient OpenPairs pairs;
-  private transient DueQueue due;
+  private transient JoinLoop join;
+  private transient Emitter emitter;
   private transient StreamRecord<Verdict> record;
   private transient ListState<Long> reached;
   private transient long watermarkMs;
@@ -46,14 +45,14 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
   @Override
   public void initializeState(StateInitializationContext context) throws Exception {
     super.initializeState(context);
-    due = new DueQueue();
     KeyedStateBackend<PairKey> backend = getKeyedStateBackend();
     TaskInfo task = getRuntimeContext().getTaskInfo();
     int groupsMax = task.getMaxNumberOfParallelSubtasks();
     KeyGroupRange groups =
         KeyGroupRangeAssignment.computeKeyGroupRangeForOperatorIndex(
             groupsMax, task.getNumberOfParallelSubtasks(), task.getIndexOfThisSubtask());
-    pairs = new OpenPairs(settings.kinds(), new FlinkPages(backend, groups, groupsMax));
+    emitter = new Emitter();
+    join = new JoinLoop(settings, new FlinkPages(backend, groups, groupsMax), emitter);
     // Flink keeps no watermark. Every instance keeps its own, and goes on from the greatest: what one
     // of them had reached was true for all, and what was decided by it stays decided.
     reached =
@@ -62,7 +61,7 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
             .getUnionListState(new ListStateDescriptor<>("watermark", LongSerializer.INSTANCE));
     watermarkMs = Long.MIN_VALUE;
     if (context.isRestored()) {
-      pairs.restore(due::add);
+      join.restore();
       for (long reachedMs : reached.get()) {
         watermarkMs = Math.max(watermarkMs, reachedMs);
       }
@@ -74,7 +73,6 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
     super.open();
     metrics = new JoinMetrics(getMetricGroup());
     record = new StreamRecord<>(null);
-    join = new PairJoin(settings, new Emitter());
   }
 
   /** No event needs Flink's state: the key is set where pages are read or written. */
@@ -95,9 +93,7 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
               + " event time and of the wall clock, got " + event.eventMs());
     } else {
       metrics.event(event.eventMs());
-      Pair pair = pairs.touch(event.pair());
-      join.onEvent(pair.state, event, watermarkMs);
-      leave(pair);
+      join.onEvent(event, watermarkMs);
     }
   }
 
@@ -105,38 +101,19 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
   public void processWatermark(Watermark mark) throws Exception {
     watermarkMs = Math.max(watermarkMs, mark.getTimestamp());
     metrics.watermark(watermarkMs);
-    due.drain(watermarkMs, this::proceed);
+    join.onWatermark(watermarkMs);
     super.processWatermark(mark);
-  }
-
-  private void proceed(Pair pair) throws Exception {
-    pairs.touch(pair);
-    join.onWatermark(pair.state, watermarkMs);
-    leave(pair);
-  }
-
-  private void leave(Pair pair) {
-    if (pair.state.isEmpty()) {
-      pair.dueMs = PairState.NO_TIMER;
-      pairs.forget(pair);
-      return;
-    }
-    long dueMs = join.nextDueMs(pair.state);
-    if (dueMs < pair.dueMs) {
-      pair.dueMs = dueMs;
-      due.add(pair);
-    }
   }
 
   @Override
   public void snapshotState(StateSnapshotContext context) throws Exception {
-    pairs.write();
+    join.write();
     reached.update(List.of(watermarkMs));
     super.snapshotState(context);
   }
 
   private void undecodable(Event event, String reason) {
-    emit(
+    emitter.emit(
         JoinOutput.Topic.UNDECODABLE,
         event.foreignKey(),
         event.payload(),
@@ -148,25 +125,7 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
         reason);
   }
 
-  private void emit(
-      JoinOutput.Topic topic,
-      byte[] key,
-      byte[] value,
-      boolean conversion,
-      int partition,
-      long offset,
-      long eventMs,
-      long producedMs,
-      String reason) {
-    long joinedMs = System.currentTimeMillis();
-    metrics.emitted(topic, conversion, producedMs, joinedMs);
-    Verdict verdict =
-        new Verdict(
-            topic, key, value, conversion, partition, offset, watermarkMs, eventMs, producedMs,
-            joinedMs, reason);
-    output.collect(record.replace(verdict));
-  }
-
+  /** Verdicts to the sink, with the watermark and the time that they are given at. */
   private final class Emitter implements JoinOutput {
     @Override
     public void emit(
@@ -179,18 +138,18 @@ public final class AttributionJoin extends AbstractStreamOperator<Verdict>
         long eventMs,
         long producedMs,
         String reason) {
-      AttributionJoin.this.emit(
-          topic, key, value, conversion, partition, offset, eventMs, producedMs, reason);
+      long joinedMs = System.currentTimeMillis();
+      metrics.emitted(topic, conversion, producedMs, joinedMs);
+      Verdict verdict =
+          new Verdict(
+              topic, key, value, conversion, partition, offset, watermarkMs, eventMs, producedMs,
+              joinedMs, reason);
+      output.collect(record.replace(verdict));
     }
 
     @Override
     public void countClosed(boolean sampled) {
       metrics.closed(sampled);
-    }
-
-    @Override
-    public PairState.Payload load(PairKey pair, PairState.Payload payload) {
-      return pairs.payload(pair, payload);
     }
   }
 }

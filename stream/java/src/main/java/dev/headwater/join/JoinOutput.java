@@ -1,6 +1,6 @@
 package dev.headwater.join;
 
-/** Where the join's verdicts go, and where payloads come from that were stored meanwhile. */
+/** Where the join's verdicts go. */
 interface JoinOutput {
   /** Topics by ordinal; the name in lower case is the topic's. */
   enum Topic {
@@ -29,7 +29,4 @@ interface JoinOutput {
 
   /** An impression's last window closed: its final sample was emitted, or was sampled out. */
   void countClosed(boolean sampled);
-
-  /** A payload that lies apart from its pair and not in memory, with its bytes. */
-  PairState.Payload load(PairKey pair, PairState.Payload payload);
 }

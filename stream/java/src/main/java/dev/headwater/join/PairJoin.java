@@ -16,12 +16,15 @@ final class PairJoin {
   private final JoinSettings settings;
   private final long longestMs;
   private final JoinOutput output;
+  private final OpenPairs pairs;
   private final SampleWriter writer;
 
-  PairJoin(JoinSettings settings, JoinOutput output) {
+  /** `pairs` is where payloads are found that lie apart. */
+  PairJoin(JoinSettings settings, JoinOutput output, OpenPairs pairs) {
     this.settings = settings;
     this.longestMs = settings.longestWindowMs();
     this.output = output;
+    this.pairs = pairs;
     this.writer = new SampleWriter(settings);
   }
 
@@ -385,10 +388,7 @@ final class PairJoin {
   }
 
   private PairState.Payload load(PairState state, PairState.Payload payload) {
-    if (payload.bytes != null) {
-      return payload;
-    }
-    return output.load(state.key, payload);
+    return payload.bytes != null ? payload : pairs.payload(state.key, payload);
   }
 
   private static byte[] bytes(PairState.Payload payload) {
