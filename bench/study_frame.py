@@ -50,6 +50,8 @@ class Options:
     out: Path
     models: tuple[str, ...] = ()
     """Of the studies of logs: these alone; none = all."""
+    resume: bool = False
+    """Take the seeds that `study_seeds` kept (studies of transfer)."""
 
 
 def run_study(
@@ -62,17 +64,19 @@ def run_study(
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--models", default="")
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     before = os.getloadavg()
     models = tuple(filter(None, given.models.split(",")))
-    result = study(Options(given.seeds, given.quick, given.data, given.out, models))
+    result = study(Options(given.seeds, given.quick, given.data, given.out, models, given.resume))
     command = f"{verb or f'headwater study {name}'} --seeds {given.seeds}"
     command += " --quick" if given.quick else ""
     command += " --data PATH" if given.data is not None else ""
     command += f" --models {given.models}" if models else ""
+    command += " --resume" if given.resume else ""
     result = rounded(
         {
             "name": name,
@@ -191,6 +195,18 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], label: str) -> N
     plt.close(figure)
 
 
+def lines(axis: Any, rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """A line per row over its columns, with SDs; side by side, so that no bar hides another."""
+    for n, (label, row) in enumerate(rows.items()):
+        at = np.arange(len(row)) + (n - (len(rows) - 1) / 2) * 0.4 / max(1, len(rows))
+        means, sds = [c["mean"] for c in row.values()], [c["sd"] for c in row.values()]
+        axis.errorbar(at, means, sds, label=label, capsize=2, lw=1.2, marker="os^Dvx*"[n % 7], ms=4)
+    columns = list(next(iter(rows.values())))
+    axis.set_xticks(range(len(columns)), columns)
+    axis.grid(axis="y", lw=0.4, alpha=0.6)
+    axis.legend(fontsize=8)
+
+
 def _page(name: str, result: Mapping[str, Any]) -> str:
     lines = [f"# Study: {name}", "", result["about"], "", f"`{result['command']}`", ""]
     if result["quick"]:
@@ -214,4 +230,6 @@ def _cell(found: Mapping[str, float] | str) -> str:
     return f"{found['mean']:.4g}" + (f" ± {found['sd']:.2g}" if found["seeds"] > 1 else "")
 
 
-__all__ = ["Options", "bars", "mean_sd", "regret", "run_study", "run_trainer", "say", "scores"]
+__all__ = [
+    "Options", "bars", "lines", "mean_sd", "regret", "run_study", "run_trainer", "say", "scores",
+]  # fmt: skip

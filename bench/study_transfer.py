@@ -6,12 +6,12 @@ World, settings and the ways' own linear terms were chosen on seed 100.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from study_frame import Options, mean_sd, run_study, say
+from study_frame import Options, lines, mean_sd, run_study, say
+from study_seeds import over_seeds
 from transfer_stream import (
     HISTORY,
     INTERESTS,
@@ -50,37 +50,26 @@ FRESH_SHARE = 0.1
 FRESH_WAYS = ("concat", "retrieval", "iim, frozen")
 
 
-@dataclass(slots=True)
-class Found:
-    """AUC by seed."""
-
-    by_size: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Share of the labels -> way."""
-    by_period: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Way -> publish period."""
-    labels: dict[str, list[int]] = field(default_factory=dict)
-    """Share -> learnt labels of one scenario."""
-    refused: int = 0
-
-
 def study(options: Options) -> dict[str, Any]:
     """AUC per size of scenario and way of transfer; then per publish period."""
-    found = Found()
-    for seed in range(options.seeds):
-        _measure(seed, 8_000 if options.quick else IMPRESSIONS, found)
-        for share, ways in found.by_size.items():
-            say(f"seed {seed}, {share}: {_last(ways)}")
-        for way, periods in found.by_period.items():
-            say(f"seed {seed}, {way}: {_last(periods)}")
-    return _result(options, found)
+
+    def measure(seed: int) -> dict[str, Any]:
+        found = _measure(seed, 8_000 if options.quick else IMPRESSIONS)
+        for name, row in itertools.chain(found["sizes"].items(), found["periods"].items()):
+            say(f"seed {seed}, {name}: " + ", ".join(f"{n} {auc:.4f}" for n, auc in row.items()))
+        return found
+
+    return _result(options, over_seeds(options, "transfer", measure))
 
 
-def _last(of: dict[str, list[float]]) -> str:
-    return ", ".join(f"{name} {values[-1]:.4f}" for name, values in of.items())
-
-
-def _measure(seed: int, impressions: int, found: Found) -> None:
-    """One upstream run; every scenario over its versions."""
+def _measure(seed: int, impressions: int) -> dict[str, Any]:
+    """One upstream run; every scenario over its versions. AUC by share of the labels and way
+    (`sizes`), by way and publish period (`periods`); `labels` that one scenario learns from, by
+    share; `refused`: vectors newer than their impression."""
+    sizes: dict[str, dict[str, float]] = {}
+    periods: dict[str, dict[str, float]] = {way: {} for way in FRESH_WAYS}
+    labels: dict[str, int] = {}
+    refused = 0
     log, source = make_log(seed, impressions, **TELLING)
     config = upstream_config(source, seed, without={INTERESTS}, **TELLING_UPSTREAM)
     own = upstream_config(source, seed, without={INTERESTS, HISTORY}, **TELLING_UPSTREAM)
@@ -98,36 +87,45 @@ def _measure(seed: int, impressions: int, found: Found) -> None:
         names = [(way, n) for n in range(repeats) for way in WAYS]
         arms = [arm(way, share, n) for way, n in names]
         served = run_arms(arms, Replayed(upstream.versions, 1_000), stream)
-        row = found.by_size.setdefault(name, {})
-        for way in WAYS:
-            of_way = [s.auc() for s, (w, _) in zip(served, names, strict=True) if w == way]
-            row.setdefault(way, []).append(float(np.mean(of_way)))
-        found.refused += sum(s.from_future for s in served)
-        found.labels.setdefault(name, []).append(round(share * len(served[0].labels)))
+        sizes[name] = {
+            way: float(
+                np.mean([s.auc() for s, (w, _) in zip(served, names, strict=True) if w == way])
+            )
+            for way in WAYS
+        }
+        refused += sum(s.from_future for s in served)
+        labels[name] = round(share * len(served[0].labels))
     for period, period_ms in PERIODS.items():
         arms = [arm(way, FRESH_SHARE) for way in FRESH_WAYS]
         served = run_arms(arms, Replayed(upstream.versions, period_ms), stream)
         for way, each in zip(FRESH_WAYS, served, strict=True):
-            found.by_period.setdefault(way, {}).setdefault(period, []).append(each.auc())
+            periods[way][period] = each.auc()
+    return {"sizes": sizes, "periods": periods, "labels": labels, "refused": refused}
 
 
-def _result(options: Options, found: Found) -> dict[str, Any]:
-    names = {s: f"{s} of the labels ({np.mean(found.labels[s]):,.0f})" for s in SHARES}
+def _result(options: Options, found: dict[str, Any]) -> dict[str, Any]:
+    names = {s: f"{s} of the labels ({np.mean(found['labels'][s]):,.0f})" for s in SHARES}
     lift = {
         s: {w: _less(row[w], row["none"]) for w in WAYS if w != "none"}
-        for s, row in found.by_size.items()
+        for s, row in found["sizes"].items()
     }
     tables: dict[str, Any] = {
-        "AUC": _means({names[s]: row for s, row in found.by_size.items()}),
+        "AUC": _means({names[s]: row for s, row in found["sizes"].items()}),
         "Lift over none, same impressions": _means({names[s]: row for s, row in lift.items()}),
-        "AUC by publish period": _means(found.by_period),
+        "AUC by publish period": _means(found["periods"]),
+        "AUC less that with a version every second, same impressions": _means(
+            {
+                way: {p: _less(row[p], row["1 s"]) for p in PERIODS if p != "1 s"}
+                for way, row in found["periods"].items()
+            }
+        ),
     }
     _plot(options, tables, names)
     verdicts = [_growth(way, [lift[s][way] for s in SHARES]) for way in WAYS if way != "none"]
-    for way, periods in found.by_period.items():
+    for way, periods in found["periods"].items():
         told = [_told(p, _less(periods["1 s"], periods[p])) for p in ("10 s", "60 s", "10 min")]
         verdicts.append(f"{way}, a version every second: {'; '.join(told)}")
-    verdicts.append(f"vectors newer than their impression: {found.refused} met, none used")
+    verdicts.append(f"vectors newer than their impression: {sum(found['refused'])} met, none used")
     users, minutes = TELLING["users"], IMPRESSIONS / TELLING["rate"] / 60
     return {
         "about": "Downstream trainers over published vectors of one upstream model that learns all "
@@ -178,27 +176,21 @@ def _told(over: str, differences: list[float]) -> str:
 
 
 def _plot(options: Options, tables: dict[str, Any], names: dict[str, str]) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
     lifts = tables["Lift over none, same impressions"]
-    for way in next(iter(lifts.values())):
-        cells = [lifts[name][way] for name in names.values()]
-        _line(left, list(names), cells, way)
-    left.axhline(0, color="grey", lw=0.8)
+    ways = list(next(iter(lifts.values())))
+    lines(left, {w: {share: lifts[name][w] for share, name in names.items()} for w in ways})
     left.set_xlabel("share of the labels that a scenario learns from")
-    left.set_ylabel("AUC over none")
-    left.legend(fontsize=8)
-    for way, row in tables["AUC by publish period"].items():
-        _line(right, list(PERIODS), list(row.values()), way)
+    left.set_ylabel("AUC less that of none")
+    lines(right, tables["AUC less that with a version every second, same impressions"])
     right.set_xlabel("publish period")
-    right.set_ylabel("AUC")
-    right.legend(fontsize=8)
+    right.set_ylabel("AUC less that with a version every second")
+    for axis in (left, right):
+        axis.axhline(0, color="black", lw=0.8)
+    figure.suptitle("same impressions; mean and SD over seeds", fontsize=9)
     figure.tight_layout()
     figure.savefig(options.out / "transfer.png", dpi=120)
     plt.close(figure)
-
-
-def _line(axis: Any, at: list[str], cells: list[dict[str, float]], label: str) -> None:
-    axis.errorbar(at, [c["mean"] for c in cells], [c["sd"] for c in cells], label=label, capsize=3)
 
 
 if __name__ == "__main__":

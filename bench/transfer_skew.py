@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
-from study_frame import Options, mean_sd, run_study, say
+from study_frame import Options, lines, mean_sd, run_study, say
 from study_log import Log
+from study_seeds import over_seeds
 from transfer_stream import (
     HISTORY,
     INTERESTS,
@@ -40,49 +41,32 @@ WAYS: tuple[TransferName, ...] = ("concat", "retrieval")
 FIXED_AT = 0.5
 BASES = ("free", "anchored")
 SIDES = ("same version", "later versions", "retrained")
+LESS = "AUC less that with the same version, same impressions"
+COSINES = "Cosine of an entity's vector to its own when the model was fixed"
 
 
 def study(options: Options) -> dict[str, Any]:
     """AUC behind the fixed model per way, basis and other side; cosine drift per kind and basis."""
     impressions = 8_000 if options.quick else 36_000
-    aucs: dict[str, dict[str, list[float]]] = {}
-    cosines: dict[str, dict[str, list[float]]] = {}
-    curves: dict[str, list[list[float]]] = {}
-    for seed in range(options.seeds):
-        log, source = make_log(seed, impressions, **TELLING)
-        stream = traffic(log, DOMAIN)
-        fixed_ms = stream.chunks[int(len(stream.chunks) * FIXED_AT)][0]
-        for basis in BASES:
-            flags = {**TELLING_UPSTREAM, "publish__basis": basis}
-            config = upstream_config(source, seed, without={INTERESTS}, **flags)
-            upstream = run_upstream(log, config)
-            restarted = upstream_config(source, seed + 1_000, without={INTERESTS}, **flags)
-            other = _retrained(log, restarted, upstream, fixed_ms)
-            for side, versions in (("later versions", upstream), ("retrained", other)):
-                found = _drift(upstream, versions, fixed_ms, stream.chunks[-1][0])
-                row = cosines.setdefault(f"{side}, {basis}", {})
-                for kind, cosine in found.items():
-                    row.setdefault(kind, []).append(cosine)
-            curves.setdefault(basis, []).append(_curve(upstream, stream, fixed_ms))
-            own = upstream_config(source, seed, without={INTERESTS, HISTORY})
-            fields = CachedFields(own)
-            for way in WAYS:
-                arm = Arm(way, fields, widths(upstream.versions), seed=seed)
-                for side in SIDES:
-                    auc = _fixed(arm, upstream, other, stream, side)
-                    aucs.setdefault(f"{way}, {basis}", {}).setdefault(side, []).append(auc)
-            say(f"seed {seed}, {basis}: " + str({w: _last(aucs[f"{w}, {basis}"]) for w in WAYS}))
+    found = over_seeds(options, "skew", lambda seed: _measure(seed, impressions))
+    aucs, cosines = found["auc"], found["cosine"]
     tables: dict[str, Any] = {
         "AUC behind a fixed downstream model": {
             arm: {side: mean_sd(values) for side, values in row.items()}
             for arm, row in aucs.items()
         },
-        "Cosine of an entity's vector to its own when the model was fixed": {
+        LESS: {
+            arm: {
+                side: mean_sd(np.subtract(row[side], row[SIDES[0]]).tolist()) for side in SIDES[1:]
+            }
+            for arm, row in aucs.items()
+        },
+        COSINES: {
             arm: {kind: mean_sd(values) for kind, values in row.items()}
             for arm, row in cosines.items()
         },
     }
-    _plot(options, tables, curves)
+    _plot(options, tables, found["curve"])
     return {
         "about": "A downstream trainer learns for the first half of the stream and is fixed then; "
         "AUC over the second half, when its vectors stay those of that moment, go on with the "
@@ -94,8 +78,30 @@ def study(options: Options) -> dict[str, Any]:
     }
 
 
-def _last(row: dict[str, list[float]]) -> dict[str, float]:
-    return {side: round(values[-1], 4) for side, values in row.items()}
+def _measure(seed: int, impressions: int) -> dict[str, Any]:
+    """`auc` by way and basis, and by side; `cosine` by side and basis, and by kind; `curve` [10]
+    of CR's cosine by basis."""
+    log, source = make_log(seed, impressions, **TELLING)
+    stream = traffic(log, DOMAIN)
+    fixed_ms = stream.chunks[int(len(stream.chunks) * FIXED_AT)][0]
+    fields = CachedFields(upstream_config(source, seed, without={INTERESTS, HISTORY}))
+    found: dict[str, Any] = {"auc": {}, "cosine": {}, "curve": {}}
+    for basis in BASES:
+        flags = {**TELLING_UPSTREAM, "publish__basis": basis}
+        config = upstream_config(source, seed, without={INTERESTS}, **flags)
+        upstream = run_upstream(log, config)
+        restarted = upstream_config(source, seed + 1_000, without={INTERESTS}, **flags)
+        other = _retrained(log, restarted, upstream, fixed_ms)
+        for side, versions in (("later versions", upstream), ("retrained", other)):
+            drift = _drift(upstream, versions, fixed_ms, stream.chunks[-1][0])
+            found["cosine"][f"{side}, {basis}"] = drift
+        found["curve"][basis] = _curve(upstream, stream, fixed_ms)
+        for way in WAYS:
+            arm = Arm(way, fields, widths(upstream.versions), seed=seed)
+            aucs = {side: _fixed(arm, upstream, other, stream, side) for side in SIDES}
+            found["auc"][f"{way}, {basis}"] = aucs
+            say(f"seed {seed}, {way}, {basis}: {aucs}")
+    return found
 
 
 def _retrained(log: Log, config: Config, first: Upstream, fixed_ms: int) -> Upstream:
@@ -167,20 +173,26 @@ def _verdict(way: str, aucs: dict[str, dict[str, list[float]]]) -> str:
 
 
 def _plot(options: Options, tables: dict[str, Any], curves: dict[str, list[list[float]]]) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    table = tables["AUC behind a fixed downstream model"]
-    for arm, row in table.items():
-        cells = [row[side] for side in SIDES]
-        left.errorbar(
-            SIDES, [c["mean"] for c in cells], [c["sd"] for c in cells], label=arm, capsize=3
-        )
-    left.set_ylabel("AUC")
-    left.legend(fontsize=8)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.4))
+    lines(left, tables[LESS])
+    left.axhline(0, color="black", lw=0.8)
+    left.set_title("behind a model that was fixed", fontsize=9)
+    left.set_ylabel("AUC less that with the vectors it was fixed with")
+    cosines = tables[COSINES]
+    lines(middle, cosines)
+    middle.set_ylim(top=1.02)
+    middle.set_title("at the end, of an entity to itself when the model was fixed", fontsize=9)
+    middle.set_ylabel("cosine")
     for basis, runs in curves.items():
-        right.plot(np.arange(1, 11) / 10, np.mean(runs, 0), label=basis)
-    right.set_xlabel("share of the second half")
-    right.set_ylabel("cosine of CR to its own at the middle")
-    right.legend()
+        mean, sd = np.mean(runs, 0), np.std(runs, 0)
+        at = np.arange(1, 11) / 10
+        right.plot(at, mean, label=basis)
+        right.fill_between(at, mean - sd, mean + sd, alpha=0.2)
+    right.set_title("of CR, as versions go on", fontsize=9)
+    right.set_xlabel("share of the second half of the stream")
+    right.set_ylabel("cosine")
+    right.grid(axis="y", lw=0.4, alpha=0.6)
+    right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(options.out / "skew.png", dpi=120)
     plt.close(figure)

@@ -146,6 +146,28 @@ def test_what_is_published_of_cr_is_normalised() -> None:
     )
 
 
+def test_a_version_holds_the_normalised_sum_of_the_predictions_activations(
+    store: EmbeddingStore,
+) -> None:
+    """CR is of the state that predicted: an aggregate with activations of after the update would
+    hold the impression's own label."""
+    learner = Learner(PLAN, CONFIG, store)
+    representations = Representations(store, learner, CONFIG.publish)
+    learner.step(build_batch(make_samples(60), PLAN), now_ms=1)
+    batch = build_batch(make_samples(1, seed=9), PLAN)
+    keys = np.concatenate([part.keys for part in batch.parts.values()])
+    rows = {"shared": torch.from_numpy(store.peek(keys, "shared")[0])}
+    tensors = batch_tensors(batch, np.arange(keys.size), learner.moments, torch.device("cpu"))
+    with torch.no_grad():
+        before = learner.model(tensors, rows).cross.numpy()
+    result = learner.step(batch, now_ms=2)
+    assert result.cross is not None
+    representations.observe(batch, result.cross, np.ones(1, bool))
+    found = _decoded(representations.cut(1, 1, 0).records)
+    vector = found["cross", f"user:{batch.users[0].decode()}"].vector
+    np.testing.assert_allclose(vector, normalise(before)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None:
     learner = Learner(PLAN, CONFIG, store)
     representations = Representations(store, learner, CONFIG.publish)

@@ -1,4 +1,5 @@
-"""Forgetting a user: out of rows, record, CR aggregate, reservoir and scored predictions.
+"""Forgetting a user: out of rows, record, CR aggregate, reservoir and scored predictions, those of
+evaluation's arms among them.
 
 Samples of the user that were produced before the command are still in the log, and a store that is
 restored reads them again. So the store keeps (space `forgotten`) a hash of the id and the time of
@@ -9,6 +10,8 @@ What stays, because it is not the user's alone: the weights, other slots' rows (
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import structlog
@@ -37,11 +40,12 @@ class Forgetting:
         self,
         store: EmbeddingStore,
         representations: Representations,
-        evaluation: Evaluation,
+        evaluations: Sequence[Evaluation],
         cutting: Cutting,
     ) -> None:
+        """`evaluations`: every one that keeps predictions in this store."""
         self._store, self._representations = store, representations
-        self._evaluation, self._cutting = evaluation, cutting
+        self._evaluations, self._cutting = evaluations, cutting
         self._since: dict[int, int] = {
             int.from_bytes(key, "big"): int(raw) for key, raw in store.scan(SPACE)
         }
@@ -54,7 +58,7 @@ class Forgetting:
         rows = self._store.remove(row_keys("user_id", [command.user_id]))
         reserved = self._store.get(RESERVOIR, user) is not None
         self._store.delete(RESERVOIR, user)
-        scored = self._evaluation.forget_user(user)
+        scored = sum(evaluation.forget_user(user) for evaluation in self._evaluations)
         for key, since_ms in list(self._since.items()):
             if since_ms < command.created_ms - KEPT_MS:
                 del self._since[key]
@@ -79,7 +83,8 @@ class Forgetting:
         if not gone.any():
             return batch
         finals = np.flatnonzero(gone & (batch.state == FINAL)).tolist()
-        self._evaluation.drop([batch.impressions[b] for b in finals])
+        for evaluation in self._evaluations:
+            evaluation.drop([batch.impressions[b] for b in finals])
         metrics.SUPPRESSED.inc(int(gone.sum()))
         left = np.flatnonzero(~gone)
         return batch.take(left) if left.size else None

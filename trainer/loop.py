@@ -126,7 +126,8 @@ class Loop:
             published=published or {},
         )
         self._after_commit = after_commit
-        self._forgetting = Forgetting(store, self._representations, self.evaluation, self._cutting)
+        evaluations = [self.evaluation, *(self.arms.evaluations.values() if self.arms else ())]
+        self._forgetting = Forgetting(store, self._representations, evaluations, self._cutting)
         self._publication: Publication | None = None
         self._dirty = False
         self._marked = False

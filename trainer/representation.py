@@ -119,8 +119,9 @@ class Representations:
             if tower[0] != NEVER:
                 self._gone[key] = tower
         self._entities.remove(keys)
-        if self._backlog is not None:
-            self._backlog.retire(keys)
+        for part in (self._backlog, self._sweep):
+            if part is not None:
+                part.retire(keys)
         self._touched.difference_update(keys)
         self._crossed.difference_update(keys)
 

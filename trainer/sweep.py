@@ -9,7 +9,8 @@ a walk is taken at once, so that bytes depend on the log alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 
 import msgspec
 
@@ -57,6 +58,13 @@ class RefreshSweep:
             return []
         share = (now_ms - state.begun_ms) / self._age_max_ms
         return self._take(math.ceil(state.of * share) - state.taken)
+
+    def retire(self, keys: Iterable[EntityKey]) -> None:
+        """Entities that are forgotten: the place in the walk must not name them either."""
+        gone, behind = set(keys), self._state.behind
+        if behind in gone:
+            before = takewhile(lambda one: one[0] < behind, self._entities.everything())
+            self._state.behind = max((key for key, _ in before if key not in gone), default=b"")
 
     def stage(self) -> None:
         """Durable with the next commit."""

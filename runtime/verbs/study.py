@@ -16,6 +16,9 @@ from runtime.verbs.stack import stop_on_sigterm
 
 STUDIES = ("online", "delay", "transfer", "deskdrop", "kuairand", "collapse", "entangle")
 OF_LOGS = ("deskdrop", "kuairand")
+BY_SEED = ("transfer",)
+"""Those that keep what they found per seed (bench/study_seeds.py)."""
+RESUME_HELP = "Take the seeds kept in NAME.seeds.json, of the same code."
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -32,13 +35,17 @@ def study(
         help="Where the results go.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the result, too."),
+    resume: bool = typer.Option(False, "--resume", help=f"transfer: {RESUME_HELP}"),
 ) -> None:
     """Compare arms on the same stream; the table is written whatever it says."""
     stop_on_sigterm()
     chosen(name, STUDIES, "study")
-    only = ["--models", models] if models else []
+    more = ["--models", models] if models else []
+    if resume:
+        chosen(name, BY_SEED, "study --resume")
+        more.append("--resume")
     run_script(
-        f"study_{name}", name, seeds, quick=quick, out=out, show=as_json, data=data, more=only
+        f"study_{name}", name, seeds, quick=quick, out=out, show=as_json, data=data, more=more
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from runtime.verbs.study import ROOT, run_script
+from runtime.verbs.study import RESUME_HELP, ROOT, run_script
 
 app = typer.Typer(help="Measure what published vectors are worth downstream.", no_args_is_help=True)
 _SEEDS = typer.Option(5, "--seeds", min=1, help="Runs per arm.")
@@ -19,20 +19,39 @@ _OUT = typer.Option(
     show_default="docs/studies",
     help="Where table and plot go.",
 )
+_RESUME = typer.Option(False, "--resume", help=RESUME_HELP)
 _JSON = typer.Option(False, "--json", help="Print the result, too.")
 
 
 @app.command("choose-layer")
 def choose_layer(
-    seeds: int = _SEEDS, quick: bool = _QUICK, out: Path = _OUT, as_json: bool = _JSON
+    seeds: int = _SEEDS,
+    quick: bool = _QUICK,
+    out: Path = _OUT,
+    as_json: bool = _JSON,
+    resume: bool = _RESUME,
 ) -> None:
     """Which layer to publish as CR: downstream AUC on the stream for every layer, and the best."""
-    run_script("transfer_choose_layer", "choose_layer", seeds, quick=quick, out=out, show=as_json)
+    more = ["--resume"] if resume else []
+    run_script(
+        "transfer_choose_layer",
+        "choose_layer",
+        seeds,
+        quick=quick,
+        out=out,
+        show=as_json,
+        more=more,
+    )
 
 
 @app.command()
 def skew(
-    seeds: int = _SEEDS, quick: bool = _QUICK, out: Path = _OUT, as_json: bool = _JSON
+    seeds: int = _SEEDS,
+    quick: bool = _QUICK,
+    out: Path = _OUT,
+    as_json: bool = _JSON,
+    resume: bool = _RESUME,
 ) -> None:
     """One side fixed, the other swept: AUC and cosine drift, in a free and an anchored basis."""
-    run_script("transfer_skew", "skew", seeds, quick=quick, out=out, show=as_json)
+    more = ["--resume"] if resume else []
+    run_script("transfer_skew", "skew", seeds, quick=quick, out=out, show=as_json, more=more)
