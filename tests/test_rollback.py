@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 
 from downstream.epoch import Epoch
 from downstream.reader import RepresentationReader
+from embedding_store.store import EmbeddingStore
 from tests.live_trainer import LiveTrainer
 from tests.sample_stream import make_config, make_samples, write_samples
+from tests.test_forgetting import Asked
 from tests.test_loop import VersionLog, _run
 from tests.test_trainer_stream import _produce
+from topics.control import Command
 from topics.names import KINDS
+from trainer.steering import Steering
+from trainer.step import row_layout
 
 Shown = dict[tuple[str, str], bytes]
 
@@ -25,6 +31,10 @@ def _shown(reader: RepresentationReader | Epoch) -> Shown:
         ids, vectors = reader.matrix(kind)
         found |= {(kind, i): v.tobytes() for i, v in zip(ids, vectors, strict=True)}
     return found
+
+
+def _metric(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(f"headwater_{name}", labels)
 
 
 @pytest.mark.kafka
@@ -96,6 +106,7 @@ def test_a_broken_bound_holds_versions_and_what_was_held_goes_out_when_it_opens(
     for run, crash_at in enumerate((150, None)):
         found = _run(tmp_path / "crashed", held_config, first, crashed, crash_at, run)
     assert found == digest and crashed.manifests == log.manifests
+    assert _metric("publication_held", cause="gate") == 1
     newest = log.manifests[max(log.manifests)]
     assert newest.reason is not None and newest.reason.startswith("held: ne of ")
     assert newest.source_version == newest.version - 1, "readers go on with the version before"
@@ -106,12 +117,28 @@ def test_a_broken_bound_holds_versions_and_what_was_held_goes_out_when_it_opens(
 
     write_samples(samples, tmp_path / "samples.jsonl")
     assert _run(tmp_path / "held", make_config(trainer=small), first, log) is not None
+    assert _metric("publication_held", cause="gate") == 0
     opened = log.manifests[newest.version + 1]
     assert opened.reason is not None and opened.reason.startswith("held from event time ")
     seen = {s.user_id for s in samples[:220]}
     published = {key.decode() for topic, key in log.newest if topic == "representations.user"}
     assert published >= seen
     assert opened.counts["user"] > before.counts["user"], "they have accumulated"
+
+
+def test_an_operators_hold_is_told_by_a_metric_also_after_a_restart(tmp_path: Path) -> None:
+    with EmbeddingStore.open(
+        tmp_path, row_layout(make_config()), cache_rows_max=1024, owner="test"
+    ) as store:
+        for verb, held in (("rollback", 1), ("release", 0)):
+            asked = Asked(Command(verb=verb, created_ms=1, version=7))  # type: ignore[arg-type]
+            steering = Steering(store, asked, None)
+            assert _metric("publication_held", cause="rollback") == 1 - held
+            steering.obey()
+            assert _metric("publication_held", cause="rollback") == held
+            steering.stage()
+            store.commit()
+        assert Steering(store, None, None).open(1) == "released: held at version 7 by a rollback"
 
 
 def test_a_gate_reads_calibration_entropy_and_drift() -> None:
