@@ -39,7 +39,7 @@ class PublishConfig(Section):
     the others wait. None = all that were touched. Set `age_max`, too, to bound the wait."""
     age_max: DurationMs | None = None
     """Event time within which every vector is computed and published anew, touched or not, beside
-    `vectors_max`. None = only what was touched."""
+    `vectors_max`; up to twice that while new entities come in. None = only what was touched."""
     cross_half_life: DurationMs = 86_400_000
     """Half-life of the time decay in the per-user and per-item aggregates of CR."""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"

@@ -103,6 +103,31 @@ def test_the_sweep_comes_by_everything_in_its_time_also_after_a_restart(
     assert {key for key, _ in sweep.due(6_999)} | {key for key, _ in sweep.due(7_000)} == every
 
 
+def test_no_vector_of_any_kind_grows_older_than_the_sweep_allows(store: EmbeddingStore) -> None:
+    """Untouched ones too; with new entities between, up to twice as old."""
+    age_ms, every_ms = 1000, 50
+    config = make_config(publish={"age_max": "1s"})
+    learner = Learner(PLAN, config, store)
+    representations = Representations(store, learner, config.publish)
+    newest: dict[tuple[str, bytes], int] = {}
+    oldest = {"growing": 0, "settling": 0, "as many": 0}
+    for number, now_ms in enumerate(range(0, 6000, every_ms)):
+        phase = list(oldest)[min(now_ms // 2000, 2)]
+        if phase == "growing" and number % 4 == 0:
+            batch = build_batch(make_samples(25, seed=number), PLAN)
+            batch.users[:] = [b"%d" % (1000 - number) + user for user in batch.users]
+            result = learner.step(batch, now_ms=1)
+            representations.observe(batch, result.cross, np.ones(len(batch), bool))
+        for topic, key, _, _ in representations.cut(number + 1, 1, now_ms).records:
+            newest[topic, key] = now_ms
+        oldest[phase] = max(oldest[phase], now_ms - min(newest.values()))
+        representations.stage()
+        store.commit()
+    assert {topic.rpartition(".")[2] for topic, _ in newest} == {"user", "item", "cross"}
+    assert 0 < oldest["as many"] <= age_ms + every_ms
+    assert max(oldest.values()) <= 2 * age_ms + every_ms
+
+
 @pytest.mark.slow
 def test_a_budget_and_a_sweep_change_no_byte_after_a_crash_and_leave_nobody_out(
     tmp_path: Path,

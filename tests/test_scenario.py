@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tomlkit
 import torch
 from confluent_kafka import Producer
 
@@ -169,29 +174,77 @@ def test_the_stream_serves_then_learns(kafka: str, prefix: str) -> None:
         producer.flush()
         _run_until(stream, lambda: len(learner._pending) == 2)
         for event in shown:
-            final = Sample(
-                impression_id=event.impression_id,
-                user_id=event.user_id,
-                item_id=event.item_id,
-                domain=event.domain,
-                event_ms=event.event_ms,
-                produced_ms=1,
-                features=event.features,
-                labels={"click": 1},
-                delays_ms={},
-                values={},
-                keep_rate=1.0,
-                state="final",
-                elapsed_ms=0,
-                revision=0,
-            )
-            producer.produce(config.topic(SAMPLES), encode_sample(final))
+            producer.produce(config.topic(SAMPLES), _final(event))
         producer.flush()
         _run_until(stream, lambda: learner.report().samples == 2)
         stream.close()
         report = learner.report()
     publisher.close()
     assert (report.samples, report.positives, report.missing_share) == (2, 2, 0.5)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_a_scenario_of_its_own_process_learns_from_the_topics(
+    kafka: str, prefix: str, tmp_path: Path
+) -> None:
+    config = config_of(prefix)
+    ensure_topics(config, kafka)
+    file = tmp_path / "c.toml"
+    values = config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    file.write_text(tomlkit.dumps(values), encoding="utf-8")
+    publisher = Publisher(config, kafka, f"{prefix}-trainer")
+    publisher.publish(1, records([representation("u1", 1, event_ms=500)]), manifest(1))
+    publisher.close()
+    command = [sys.executable, "-m", "downstream.scenario", "--config", str(file)]
+    command += ["--bootstrap", kafka, "--domain", "feed", "--transfer", "sum"]
+    with (tmp_path / "said").open("w+b") as said:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said)
+        try:
+            ends = time.monotonic() + 60
+            while b"scenario_ready" not in (tmp_path / "said").read_bytes():
+                assert time.monotonic() < ends and process.poll() is None
+                time.sleep(0.1)
+            producer = Producer(producer_settings(config, kafka))
+            shown = [impression(1), impression(2, domain="elsewhere"), impression(3, user="u2")]
+            for event in shown:
+                producer.produce(config.topic(IMPRESSIONS), encode_impression(event))
+            for _ in range(3):  # one that overtook its impression is for nothing
+                producer.flush()
+                time.sleep(1)
+                for event in shown:
+                    producer.produce(config.topic(SAMPLES), _final(event))
+            producer.flush()
+            time.sleep(1)
+        finally:
+            process.terminate()
+            out, _ = process.communicate(timeout=30)
+    report = json.loads(out)
+    assert process.returncode == 0
+    assert (report["domain"], report["transfer"]) == ("feed", "sum")
+    assert (report["samples"], report["positives"], report["missing_share"]) == (2, 2, 0.5)
+    assert report["from_future"] == 0
+
+
+def _final(event: Impression) -> bytes:
+    """Its sample, with a click."""
+    final = Sample(
+        impression_id=event.impression_id,
+        user_id=event.user_id,
+        item_id=event.item_id,
+        domain=event.domain,
+        event_ms=event.event_ms,
+        produced_ms=1,
+        features=event.features,
+        labels={"click": 1},
+        delays_ms={},
+        values={},
+        keep_rate=1.0,
+        state="final",
+        elapsed_ms=0,
+        revision=0,
+    )
+    return encode_sample(final)
 
 
 def _run_until(stream: ScenarioStream, reached: object) -> None:

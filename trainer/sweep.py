@@ -1,4 +1,5 @@
-"""The background sweep: every entity's vectors are published anew at least once in `age_max`.
+"""The background sweep: every walk of `age_max` publishes every entity's vectors anew. So a vector
+grows no older than `age_max`, and no older than twice that where new entities move its turn.
 
 An entity that no event touches keeps the vector of its last version while the weights go on. The
 sweep walks all of them in order of key, spread evenly over `age_max` of event time. Its place is
