@@ -78,7 +78,7 @@ def _learnt(store: EmbeddingStore) -> Representations:
     representations = Representations(store, learner, CONFIG.publish)
     batch = build_batch(make_samples(150), PLAN)
     result = learner.step(batch, now_ms=1)
-    representations.observe(batch, result.cross, np.ones(len(batch), bool))
+    representations.observe(batch, result.cross, np.ones(len(batch), bool), step=0)
     representations.stage()
     store.commit()
     return representations
@@ -117,7 +117,7 @@ def test_no_vector_of_any_kind_grows_older_than_the_sweep_allows(store: Embeddin
             batch = build_batch(make_samples(25, seed=number), PLAN)
             batch.users[:] = [b"%d" % (1000 - number) + user for user in batch.users]
             result = learner.step(batch, now_ms=1)
-            representations.observe(batch, result.cross, np.ones(len(batch), bool))
+            representations.observe(batch, result.cross, np.ones(len(batch), bool), step=0)
         for topic, key, _, _ in representations.cut(number + 1, 1, now_ms).records:
             newest[topic, key] = now_ms
         oldest[phase] = max(oldest[phase], now_ms - min(newest.values()))

@@ -47,7 +47,7 @@ def test_tower_vectors_are_those_of_the_present_state(store: EmbeddingStore) -> 
     samples = make_samples(40)
     batch = build_batch(samples, PLAN)
     result = learner.step(batch, now_ms=1)
-    representations.observe(batch, result.cross, np.ones(len(samples), bool))
+    representations.observe(batch, result.cross, np.ones(len(samples), bool), step=0)
     found = _decoded(representations.cut(3, 1, 0).records)
     # the whole forward pass with the state after the step gives the same UR and IR
     newest = list({s.user_id: s for s in samples}.values())
@@ -72,7 +72,7 @@ def test_a_version_holds_the_touched_only_and_in_order(store: EmbeddingStore) ->
     for samples in (make_samples(60), make_samples(60)[:2]):
         batch = build_batch(samples, PLAN)
         result = learner.step(batch, now_ms=1)
-        representations.observe(batch, result.cross, np.ones(len(samples), bool))
+        representations.observe(batch, result.cross, np.ones(len(samples), bool), step=0)
         cut = representations.cut(1, 1, 0)
         users = [key.decode() for topic, key, _, _ in cut.records if topic.endswith(".user")]
         assert users == sorted({s.user_id for s in samples})
@@ -102,6 +102,7 @@ def test_cr_decays_and_does_not_depend_on_the_order_of_events(
                 packed=packed,
                 first=np.ones(len(rows), bool),
                 cross=crs[rows],
+                step=0,
                 half_life_ms=1000,
             )
         for owner, key in enumerate((b"user:a", b"user:b")):
@@ -128,7 +129,7 @@ def test_cr_is_counted_once_per_impression_and_features_at_first_sight(
     )
     for sample, first in ((early, True), (correction, False)):
         batch = build_batch([sample], PLAN)
-        representations.observe(batch, np.ones((1, 32), np.float32), np.asarray([first]))
+        representations.observe(batch, np.ones((1, 32), np.float32), np.asarray([first]), step=0)
     found = _decoded(representations.cut(1, 1, 0).records)
     user, cross = found["user", early.user_id], found["cross", f"user:{early.user_id}"]
     assert user.event_ms == early.event_ms + 50  # the conversion is in the user's vector
@@ -162,10 +163,18 @@ def test_a_version_holds_the_normalised_sum_of_the_predictions_activations(
         before = learner.model(tensors, rows).cross.numpy()
     result = learner.step(batch, now_ms=2)
     assert result.cross is not None
-    representations.observe(batch, result.cross, np.ones(1, bool))
-    found = _decoded(representations.cut(1, 1, 0).records)
-    vector = found["cross", f"user:{batch.users[0].decode()}"].vector
-    np.testing.assert_allclose(vector, normalise(before)[0], rtol=1e-4, atol=1e-5)
+    representations.observe(batch, result.cross, np.ones(1, bool), step=1)
+    found = _decoded(representations.cut(5, 2, 0).records)
+    user = batch.users[0].decode()
+    np.testing.assert_allclose(
+        found["cross", f"user:{user}"].vector, normalise(before)[0], rtol=1e-4, atol=1e-5
+    )
+    representations.stage()
+    representations.touch_everything()
+    found = _decoded(representations.cut(9, 40, 0).records)
+    assert (found["user", user].version, found["user", user].step) == (9, 40)
+    said = found["cross", f"user:{user}"]
+    assert (said.version, said.step) == (9, 1), "CR is of the model that predicted"
 
 
 def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None:
@@ -176,7 +185,7 @@ def test_older_features_do_not_replace_newer_ones(store: EmbeddingStore) -> None
         for t, age in ((10, 50), (5, 20))
     )
     for sample in (new, old):
-        representations.observe(build_batch([sample], PLAN), None, np.ones(1, bool))
+        representations.observe(build_batch([sample], PLAN), None, np.ones(1, bool), step=0)
     entities = representations._entities
     number = int(entities.open([f"user:{new.user_id}".encode()])[0])
     assert entities.head["features_event_ms"][number] == START_MS + 10
@@ -189,13 +198,14 @@ def test_entities_come_back_from_the_disk_as_they_were(store: EmbeddingStore) ->
     representations = Representations(store, learner, CONFIG.publish)
     batch = build_batch(make_samples(50), PLAN)
     result = learner.step(batch, now_ms=1)
-    representations.observe(batch, result.cross, np.ones(50, bool))
+    representations.observe(batch, result.cross, np.ones(50, bool), step=3)
     representations.stage()
     before, after = representations._entities, Entities(store, learner.model.cross_dim)
     keys = [b"user:" + user for user in batch.users]
     old, new = before.open(keys), after.open(keys)
     np.testing.assert_array_equal(before.head[old], after.head[new])
     np.testing.assert_array_equal(before.cross[old], after.cross[new])
+    assert after.head["cross_step"][new].tolist() == [3] * 50
     assert before.packed(old) == after.packed(new)
     assert before.packed(old)[0]
 
@@ -205,7 +215,7 @@ def test_touched_entities_survive_a_restart(store: EmbeddingStore) -> None:
     representations = Representations(store, learner, CONFIG.publish)
     batch = build_batch(make_samples(10), PLAN)
     result = learner.step(batch, now_ms=1)
-    representations.observe(batch, result.cross, np.ones(10, bool))
+    representations.observe(batch, result.cross, np.ones(10, bool), step=0)
     representations.stage()
     again = Representations(store, learner, CONFIG.publish)
     left, right = again.cut(1, 1, 0).records, representations.cut(1, 1, 0).records

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
+from trainer.entities import LAYOUT
 from trainer.errors import StateMismatch
 from trainer.moments import Moments
 from trainer.slots import SIDES, Plan, Side, Slot
@@ -143,6 +144,7 @@ def _shape(plan: Plan, config: Config) -> dict[str, object]:
         },
         "kinds": list(plan.tasks),
         "domains": list(plan.domains),
+        "layout of entities": LAYOUT,
     }
 
 

@@ -5,7 +5,7 @@ reached it, and the time-decayed sum of cross representations. Layout of one rec
 
     i64 features_event_ms | i64 event_ms | i64 produced_ms | i64 cross_event_ms
     i64 cross_produced_ms | i64 published_ms | i64 cross_published_ms | i64 cross_last_ms
-    i64 cross_count | u32 C
+    i64 cross_step | i64 cross_count | u32 C
     f32 cross_sum[C] | features (see `trainer/packed.py`)
 
 A second space, `entity_row`, leads from the key of an entity's row (big-endian) to the entity: the
@@ -44,7 +44,15 @@ _TIMES = (
     "cross_published_ms",
     "cross_last_ms",
 )
-_HEAD = np.dtype([*((name, "<i8") for name in _TIMES), ("cross_count", "<i8"), ("width", "<u4")])
+_HEAD = np.dtype(
+    [
+        *((name, "<i8") for name in (*_TIMES, "cross_step", "cross_count")),
+        ("width", "<u4"),
+    ]
+)
+_UNSEEN = (*[NEVER] * len(_TIMES), NEVER, 0, 0)
+LAYOUT = 2
+"""Of a record; a store with another is refused at start (`trainer.durable`)."""
 _FIRST_CAPACITY = 1024
 
 EntityKey = bytes
@@ -74,7 +82,8 @@ class Entities:
     def _forget(self) -> None:
         self._numbers: dict[EntityKey, int] = {}
         self.head = np.zeros(_FIRST_CAPACITY, _HEAD)
-        """[E] of the open ones: times in ms (NEVER = not yet) and the count behind CR."""
+        """[E] of the open ones: times in ms (NEVER = not yet), the count behind CR, and the step
+        of the model that made the newest activation in it."""
         self.cross: F32 = np.zeros((_FIRST_CAPACITY, self._cross_dim), np.float32)
         """[E, C] decayed sums, as of `cross_last_ms`."""
         self._features: list[bytes] = []
@@ -94,7 +103,7 @@ class Entities:
             first = len(numbers)
             self._grow(first + len(absent))
             fresh = slice(first, first + len(absent))
-            self.head[fresh] = (*[NEVER] * len(_TIMES), 0, 0)
+            self.head[fresh] = _UNSEEN
             self._features += [b""] * len(absent)
             for number, (key, raw) in enumerate(zip(absent, raws, strict=True), first):
                 numbers[key] = number
@@ -114,12 +123,14 @@ class Entities:
         packed: PackedRows | None,
         first: npt.NDArray[np.bool_],
         cross: F32 | None,
+        step: int,
         half_life_ms: int,
     ) -> None:
         """One side of a batch of B: whose rows they are, and what reached them; [B] each.
 
-        Features and CR [B, C] are taken from `first` sights alone. Of two with the same event time
-        the later row's features stay. `packed` None: nothing will be recomputed from them.
+        Features and CR [B, C], made at `step`, are taken from `first` sights alone. Of two with the
+        same event time the later row's features stay. `packed` None: nothing will be recomputed
+        from them.
         """
         head = self.head
         np.maximum.at(head["event_ms"], numbers, newest_ms)
@@ -133,6 +144,7 @@ class Entities:
         if cross is not None:
             np.maximum.at(head["cross_event_ms"], numbers[rows], newest_ms[rows])
             np.maximum.at(head["cross_produced_ms"], numbers[rows], produced_ms[rows])
+            head["cross_step"][numbers[rows]] = step
             self._add_cross(numbers[rows], event_ms[rows], cross[rows], half_life_ms)
 
     def _see(self, numbers: I64, event_ms: I64, rows: I64, packed: PackedRows) -> None:
@@ -212,7 +224,7 @@ class Entities:
     def remove(self, keys: Sequence[EntityKey]) -> None:
         """Forget entities, durably with the next commit. One that is seen again is new."""
         numbers = self.open(keys)
-        self.head[numbers] = (*[NEVER] * len(_TIMES), 0, 0)
+        self.head[numbers] = _UNSEEN
         self.cross[numbers] = 0
         self._changed[numbers] = False
         self._batch_of[numbers] = NEVER

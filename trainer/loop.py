@@ -197,8 +197,8 @@ class Loop:
             logits[rows] = result.logits
             kept = np.flatnonzero(first_sight & ~final)
             self.evaluation.remember([samples.impressions[b] for b in kept.tolist()], logits[kept])
-            first, cross = first_sight[rows], result.cross
-            work.append(partial(self._representations.observe, batch, cross, first))
+            seen = (batch, result.cross, first_sight[rows])
+            work.append(partial(self._representations.observe, *seen, step=self.progress.step))
             for slot, created in result.rows_created.items():
                 total = self.progress.rows_created.get(slot, 0) + created
                 self.progress.rows_created[slot] = total

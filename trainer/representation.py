@@ -163,9 +163,12 @@ class Representations:
         newest = self._entities.head["event_ms"][self._entities.open(keys)] if keys else ()
         return [k for k, at in zip(keys, newest, strict=True) if NEVER < at < event_ms]
 
-    def observe(self, batch: Batch, cross: F32 | None, first_sight: npt.NDArray[np.bool_]) -> None:
+    def observe(
+        self, batch: Batch, cross: F32 | None, first_sight: npt.NDArray[np.bool_], *, step: int
+    ) -> None:
         """Note what a step did: [B, C] activations of its prediction, and which rows [B] were seen
-        for the first time (features and CR come from those alone)."""
+        for the first time (features and CR come from those alone). `step`: batches learnt from
+        before it, which is the model that predicted."""
         first = np.asarray(first_sight, bool)
         for side in TOWER_SIDES:
             if side not in self._towers and cross is None:
@@ -181,6 +184,7 @@ class Representations:
                 packed=PackedRows(batch.parts[side]) if side in self._towers else None,
                 first=first,
                 cross=cross,
+                step=step,
                 half_life_ms=self._half_life_ms,
             )
             if self._backlog is not None:
@@ -304,8 +308,12 @@ class Representations:
             numbers = self._entities.open(keys)
             names = ("cross_event_ms", "cross_produced_ms")
             times = self._times(numbers, *(names if kind == "cross" else _TOWER_TIMES))
+            steps = [step] * len(keys)
+            if kind == "cross":
+                steps = self._entities.head["cross_step"][numbers].tolist()
             ids = keys if kind == "cross" else [key.partition(b":")[2] for key in keys]
-            yield from self._records(kind, ids, vectors, times, (version, step))
+            made = list(zip(times, steps, strict=True))
+            yield from self._records(kind, version, ids, vectors, made)
 
     def _vectors(self, kind: Kind, keys: Sequence[EntityKey]) -> tuple[list[EntityKey], F32]:
         """Those of `keys` that have a vector of `kind`, and their vectors [N, D] as of now."""
@@ -331,19 +339,19 @@ class Representations:
     @staticmethod
     def _records(
         kind: Kind,
+        version: int,
         ids: list[bytes],
         vectors: F32,
-        times: list[tuple[int, int]],
-        made: tuple[int, int],
+        made: list[tuple[_Times, int]],
     ) -> Iterator[Representation]:
-        """`times` of the newest event in each vector; `made` = (version, step)."""
-        for id_, vector, (event_ms, produced_ms) in zip(ids, vectors, times, strict=True):
+        """`made`: times of the newest event in each vector, and the step of its model."""
+        for id_, vector, (times, step) in zip(ids, vectors, made, strict=True):
             yield Representation(
                 kind=kind,
                 id=id_.decode("utf-8", "surrogatepass"),
                 vector=vector,
-                version=made[0],
-                step=made[1],
-                event_ms=event_ms,
-                produced_ms=produced_ms,
+                version=version,
+                step=step,
+                event_ms=times[0],
+                produced_ms=times[1],
             )
