@@ -11,7 +11,8 @@ import java.util.TreeMap;
  * <p>Entries are never removed from the midst; one that its pair has outlived is passed over.
  */
 final class DueQueue {
-  private static final int SLICE_BITS = 6; // 64 ms: less than two watermarks lie apart
+  /** 512 ms: few enough slices that their ends stay in the processor's caches. */
+  private static final int SLICE_BITS = 9;
 
   private final TreeMap<Long, Slice> slices = new TreeMap<>();
   private Slice newest;
@@ -35,39 +36,64 @@ final class DueQueue {
       times[size] = dueMs;
       pairs[size++] = pair;
     }
+
+    /** Moves what is due by `watermarkMs` to the end; returns where it begins. */
+    int part(long watermarkMs) {
+      int from = 0;
+      for (int i = 0; i < size; i++) {
+        long time = times[i];
+        if (time > watermarkMs) {
+          Pair pair = pairs[i];
+          times[i] = times[from];
+          pairs[i] = pairs[from];
+          times[from] = time;
+          pairs[from++] = pair;
+        }
+      }
+      return from;
+    }
   }
 
   void add(Pair pair) {
-    long at = pair.dueMs >> SLICE_BITS;
+    slice(pair.dueMs >> SLICE_BITS).add(pair.dueMs, pair);
+  }
+
+  private Slice slice(long at) {
     if (at != newestAt) {
       newest = slices.computeIfAbsent(at, missing -> new Slice());
       newestAt = at;
     }
-    newest.add(pair.dueMs, pair);
+    return newest;
   }
 
   /** Takes out every pair that is due at `watermarkMs`; what `due` adds meanwhile must be later. */
   void drain(long watermarkMs, Due due) throws Exception {
     while (!slices.isEmpty() && slices.firstKey() << SLICE_BITS <= watermarkMs) {
-      Slice slice = slices.pollFirstEntry().getValue();
+      long at = slices.firstKey();
+      Slice slice = slices.remove(at);
       newestAt = Long.MIN_VALUE;
-      boolean some = false;
-      for (int i = 0; i < slice.size; i++) {
+      int from = slice.part(watermarkMs);
+      for (int i = from; i < slice.size; i++) {
         Pair pair = slice.pairs[i];
-        if (pair.dueMs != slice.times[i]) {
-          continue;
-        }
-        if (pair.dueMs <= watermarkMs) {
+        if (pair.dueMs == slice.times[i]) {
           pair.dueMs = PairState.NO_TIMER;
           due.act(pair);
-        } else {
-          add(pair);
-          some = true;
         }
       }
-      if (some) {
-        return; // the watermark lies within this slice
+      if (from > 0) { // the watermark lies within this slice
+        Arrays.fill(slice.pairs, from, slice.size, null);
+        slice.size = from;
+        putBack(at, slice);
+        return;
       }
     }
+  }
+
+  private void putBack(long at, Slice slice) {
+    Slice added = slices.put(at, slice);
+    for (int i = 0; added != null && i < added.size; i++) {
+      slice.add(added.times[i], added.pairs[i]);
+    }
+    newestAt = Long.MIN_VALUE;
   }
 }

@@ -26,7 +26,7 @@ final class OpenPairs {
   /** A page with fewer live entries than one of so many is written anew with others. */
   private static final int SPARSE = 4;
 
-  private final Map<PairKey, Pair> pairs = new HashMap<>();
+  private final PairTable pairs = new PairTable();
   private final Map<Integer, Map<Long, Page>> groups = new HashMap<>();
   private final Map<Integer, List<Pair>> byGroup = new TreeMap<>();
   private final PageState kept;
@@ -60,7 +60,7 @@ final class OpenPairs {
               Pair pair = new Pair(entry.key(), group);
               pair.place = place;
               pair.dueMs = entry.dueMs();
-              pairs.put(pair.key, pair);
+              pairs.add(pair);
               found.accept(pair);
             }
           }
@@ -73,7 +73,7 @@ final class OpenPairs {
     if (pair == null) {
       pair = new Pair(key, kept.groupOf(key));
       pair.state = new PairState(key);
-      pairs.put(key, pair);
+      pairs.add(pair);
     }
     touch(pair);
     return pair;
@@ -93,7 +93,7 @@ final class OpenPairs {
 
   /** Nothing is left to remember of the pair. */
   void forget(Pair pair) {
-    pairs.remove(pair.key);
+    pairs.remove(pair);
   }
 
   int size() {

@@ -55,11 +55,11 @@ final class PairCodec {
    */
   void writePayloads(ByteWriter out, PairState state, Page page) {
     int position = 0;
-    for (PairState.Impression impression : state.open) {
-      writeApart(out, state.key, impression.payload, page, position++);
+    for (PairState.Impression each = state.open; each != null; each = each.next) {
+      writeApart(out, state.key, each.payload, page, position++);
     }
-    for (PairState.Waiting waiting : state.waiting) {
-      writeApart(out, state.key, waiting.payload, page, position++);
+    for (PairState.Waiting each = state.waiting; each != null; each = each.next) {
+      writeApart(out, state.key, each.payload, page, position++);
     }
   }
 
@@ -76,16 +76,22 @@ final class PairCodec {
 
   /** Writes the pair; its payloads that lie apart must have been. */
   void write(ByteWriter out, PairState state, long dueMs) {
-    begin(PAIR, state.key).varint(dueMs).varint(state.open.size());
-    for (PairState.Impression impression : state.open) {
-      write(impression);
-      entry.varint(impression.labels.size());
-      impression.labels.forEach(this::write);
+    begin(PAIR, state.key).varint(dueMs).varint(PairState.Linked.count(state.open));
+    for (PairState.Impression each = state.open; each != null; each = each.next) {
+      write(each);
+      entry.varint(PairState.Linked.count(each.labels));
+      for (PairState.Label label = each.labels; label != null; label = label.next) {
+        write(label);
+      }
     }
-    entry.varint(state.waiting.size());
-    state.waiting.forEach(this::write);
-    entry.varint(state.seen.size());
-    state.seen.forEach(this::write);
+    entry.varint(PairState.Linked.count(state.waiting));
+    for (PairState.Waiting each = state.waiting; each != null; each = each.next) {
+      write(each);
+    }
+    entry.varint(PairState.Linked.count(state.seen));
+    for (PairState.Seen each = state.seen; each != null; each = each.next) {
+      write(each);
+    }
     entry.appendSized(out);
   }
 
@@ -101,7 +107,7 @@ final class PairCodec {
     varint(); // what is due
     for (long left = varint(); left > 0; left--) {
       PairState.Impression impression = impression();
-      state.open.add(impression);
+      state.add(impression);
       for (long labels = varint(); labels > 0; labels--) {
         impression.add(label());
       }

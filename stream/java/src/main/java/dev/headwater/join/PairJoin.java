@@ -62,9 +62,9 @@ final class PairJoin {
         close(state, closing);
       }
     }
-    for (int i = state.seen.size() - 1; i >= 0; i--) {
-      if (watermarkMs > retainedMs(state.seen.get(i).eventMs)) {
-        state.seen.remove(i);
+    for (PairState.Seen each = state.seen; each != null; each = each.next) {
+      if (watermarkMs > retainedMs(each.eventMs)) {
+        state.remove(each);
       }
     }
   }
@@ -72,17 +72,17 @@ final class PairJoin {
   /** The next event time at which something is due, or {@link PairState#NO_TIMER}. */
   long nextDueMs(PairState state) {
     long due = PairState.NO_TIMER;
-    for (PairState.Waiting waiting : state.waiting) {
-      due = Math.min(due, waiting.eventMs);
+    for (PairState.Waiting each = state.waiting; each != null; each = each.next) {
+      due = Math.min(due, each.eventMs);
     }
-    for (PairState.Impression open : state.open) {
-      boolean awaitsEarly = settings.correct() && !open.earlyDone;
-      due = Math.min(due, open.eventMs + (awaitsEarly ? settings.elapsedMs() : longestMs));
+    for (PairState.Impression each = state.open; each != null; each = each.next) {
+      boolean awaitsEarly = settings.correct() && !each.earlyDone;
+      due = Math.min(due, each.eventMs + (awaitsEarly ? settings.elapsedMs() : longestMs));
     }
     if (due == PairState.NO_TIMER) {
       // Nothing else brings us back: come once, when the last id may be forgotten.
-      for (PairState.Seen seen : state.seen) {
-        long forgetMs = retainedMs(seen.eventMs) + 1;
+      for (PairState.Seen each = state.seen; each != null; each = each.next) {
+        long forgetMs = retainedMs(each.eventMs) + 1;
         due = due == PairState.NO_TIMER ? forgetMs : Math.max(due, forgetMs);
       }
     }
@@ -95,27 +95,27 @@ final class PairJoin {
 
   private static boolean isDuplicate(PairState state, Event event) {
     byte[] id = event.id();
-    for (PairState.Seen seen : state.seen) {
-      if (seen.conversion == event.conversion() && Arrays.equals(seen.id, id)) {
+    for (PairState.Seen each = state.seen; each != null; each = each.next) {
+      if (each.conversion == event.conversion() && Arrays.equals(each.id, id)) {
         return true;
       }
     }
-    for (PairState.Impression open : state.open) {
+    for (PairState.Impression open = state.open; open != null; open = open.next) {
       if (!event.conversion()) {
         if (Arrays.equals(open.id, id)) {
           return true;
         }
         continue;
       }
-      for (PairState.Label label : open.labels) {
+      for (PairState.Label label = open.labels; label != null; label = label.next) {
         if (Arrays.equals(label.id, id)) {
           return true;
         }
       }
     }
     if (event.conversion()) {
-      for (PairState.Waiting waiting : state.waiting) {
-        if (Arrays.equals(waiting.id, id)) {
+      for (PairState.Waiting each = state.waiting; each != null; each = each.next) {
+        if (Arrays.equals(each.id, id)) {
           return true;
         }
       }
@@ -137,20 +137,27 @@ final class PairJoin {
     impression.payload = payload(event);
     impression.keepRate = settings.keepRate(event.domain());
     impression.kept = JoinSettings.negativesKept(event.id(), impression.keepRate);
-    state.open.add(impression);
-    List<PairState.Waiting> own = new ArrayList<>(0);
-    for (PairState.Waiting waiting : state.waiting) {
-      if (waiting.named != null
-          && Arrays.equals(event.id(), waiting.named)
-          && within(impression, waiting)) {
-        own.add(waiting);
+    state.add(impression);
+    if (state.waiting != null) {
+      attributeWaiting(state, impression);
+    }
+    if (settings.correct() && settings.elapsedMs() == 0) {
+      sampleEarly(state, impression);
+    }
+  }
+
+  /** The conversions that came before the impression that they name. */
+  private void attributeWaiting(PairState state, PairState.Impression impression) {
+    List<PairState.Waiting> own = new ArrayList<>(1);
+    for (PairState.Waiting each = state.waiting; each != null; each = each.next) {
+      if (each.named != null
+          && Arrays.equals(impression.id, each.named)
+          && within(impression, each)) {
+        own.add(each);
       }
     }
     own.sort(PairState.Waiting.BY_TIME);
     own.forEach(waiting -> attribute(state, impression, waiting));
-    if (settings.correct() && settings.elapsedMs() == 0) {
-      sampleEarly(state, impression);
-    }
   }
 
   private void onConversion(PairState state, Event event, long watermarkMs) {
@@ -189,7 +196,7 @@ final class PairJoin {
         conversion.named == null
             ? "at or before it"
             : "with impression_id " + text(conversion.named);
-    state.waiting.remove(conversion);
+    state.remove(conversion);
     String reason =
         "impression: expected one of this user and item " + wanted + " within the window of "
             + conversion.kind + ", got none";
@@ -210,7 +217,7 @@ final class PairJoin {
   /** The open impression that the conversion belongs to by the rules of attribution, or null. */
   private PairState.Impression owner(PairState state, PairState.Waiting conversion) {
     PairState.Impression owner = null;
-    for (PairState.Impression open : state.open) {
+    for (PairState.Impression open = state.open; open != null; open = open.next) {
       boolean candidate =
           conversion.named == null
               ? open.eventMs <= conversion.eventMs
@@ -231,7 +238,8 @@ final class PairJoin {
   private void attribute(
       PairState state, PairState.Impression impression, PairState.Waiting conversion) {
     PairState.Label label = new PairState.Label();
-    if (state.waiting.remove(conversion)) {
+    if (conversion.waits) {
+      state.remove(conversion);
       state.drop(conversion.payload);
     }
     label.kind = conversion.kind;
@@ -257,7 +265,7 @@ final class PairJoin {
   }
 
   private static boolean isTold(PairState.Impression impression, Kind kind) {
-    for (PairState.Label label : impression.labels) {
+    for (PairState.Label label = impression.labels; label != null; label = label.next) {
       if ((label.early || label.corrected) && Arrays.equals(label.kind.name, kind.name)) {
         return true;
       }
@@ -268,17 +276,13 @@ final class PairJoin {
   /** What was known `elapsed` after the impression; conversions of later event times correct it. */
   private void sampleEarly(PairState state, PairState.Impression impression) {
     long knownMs = impression.eventMs + settings.elapsedMs();
-    List<PairState.Label> known = new ArrayList<>(0);
-    for (PairState.Label label : impression.labels) {
-      if (label.eventMs <= knownMs) {
-        label.early = true;
-          known.add(label);
-      }
-    }
+    List<PairState.Label> later = impression.allLabels();
+    List<PairState.Label> known = later.isEmpty() ? later : new ArrayList<>(later);
+    known.removeIf(label -> label.eventMs > knownMs);
+    known.forEach(label -> label.early = true);
     impression.earlyDone = true;
     sample(state, impression, known, SampleWriter.State.EARLY, settings.elapsedMs(), 0);
-    if (known.size() < impression.labels.size()) {
-      List<PairState.Label> later = new ArrayList<>(impression.labels);
+    if (known.size() < later.size()) {
       later.sort(PairState.Label.BY_TIME);
       for (PairState.Label label : later) {
         if (!isTold(impression, label.kind)) {
@@ -302,15 +306,15 @@ final class PairJoin {
         sample(
             state,
             impression,
-            impression.labels,
+            impression.allLabels(),
             SampleWriter.State.FINAL,
             longestMs,
             revision(impression));
     output.countClosed(sampled);
     state.drop(impression.payload);
-    state.open.remove(impression);
+    state.remove(impression);
     state.add(new PairState.Seen(false, impression.id, impression.eventMs));
-    for (PairState.Label label : impression.labels) {
+    for (PairState.Label label = impression.labels; label != null; label = label.next) {
       state.add(new PairState.Seen(true, label.id, label.eventMs));
     }
   }
@@ -319,7 +323,7 @@ final class PairJoin {
   private static int revision(PairState.Impression impression) {
     int corrections = 0;
     boolean early = impression.earlyDone && impression.kept;
-    for (PairState.Label label : impression.labels) {
+    for (PairState.Label label = impression.labels; label != null; label = label.next) {
       boolean known = label.kind.position >= 0;
       early |= known && label.early;
       corrections += known && label.corrected ? 1 : 0;

@@ -13,10 +13,11 @@ final class PairState {
   static final long NO_TIMER = Long.MAX_VALUE;
 
   final PairKey key;
-  final List<Impression> open = new ArrayList<>(1);
-  /** Shared and unchangeable while it is empty, as most are. */
-  List<Waiting> waiting = Collections.emptyList();
-  List<Seen> seen = Collections.emptyList();
+  /** Impressions whose last window has not closed; like all lists here in no order, null = none. */
+  Impression open;
+
+  Waiting waiting;
+  Seen seen;
   /** Payloads that were written apart and are not needed any more. */
   List<Payload> dropped = Collections.emptyList();
 
@@ -24,49 +25,96 @@ final class PairState {
     this.key = key;
   }
 
+  /**
+   * Part of a list that its entries are. Most lists hold one entry and all are walked often: a list
+   * object and its array would be two more accesses to memory each time.
+   */
+  abstract static class Linked<T extends Linked<T>> {
+    T next;
+
+    static <T extends Linked<T>> T with(T first, T added) {
+      added.next = first;
+      return added;
+    }
+
+    /** The list without `gone`, which is in it. */
+    static <T extends Linked<T>> T without(T first, T gone) {
+      if (first == gone) {
+        return first.next;
+      }
+      T before = first;
+      while (before.next != gone) {
+        before = before.next;
+      }
+      before.next = gone.next;
+      return first;
+    }
+
+    static <T extends Linked<T>> int count(T first) {
+      int count = 0;
+      for (T each = first; each != null; each = each.next) {
+        count++;
+      }
+      return count;
+    }
+  }
+
   boolean isEmpty() {
-    return open.isEmpty() && waiting.isEmpty() && seen.isEmpty();
+    return open == null && waiting == null && seen == null;
+  }
+
+  void add(Impression impression) {
+    open = Linked.with(open, impression);
+  }
+
+  void remove(Impression impression) {
+    open = Linked.without(open, impression);
   }
 
   void add(Waiting conversion) {
-    waiting = grown(waiting, conversion);
+    waiting = Linked.with(waiting, conversion);
+    conversion.waits = true;
+  }
+
+  void remove(Waiting conversion) {
+    waiting = Linked.without(waiting, conversion);
+    conversion.waits = false;
   }
 
   void add(Seen id) {
-    seen = grown(seen, id);
+    seen = Linked.with(seen, id);
+  }
+
+  void remove(Seen id) {
+    seen = Linked.without(seen, id);
   }
 
   /** The payload is not needed any more. */
   void drop(Payload payload) {
     if (payload.isApart()) {
-      dropped = grown(dropped, payload);
+      dropped = dropped.isEmpty() ? new ArrayList<>(1) : dropped;
+      dropped.add(payload);
     }
-  }
-
-  private static <T> List<T> grown(List<T> list, T next) {
-    List<T> longer = list.isEmpty() ? new ArrayList<>(1) : list;
-    longer.add(next);
-    return longer;
   }
 
   /** Takes the payload at an entry of `page` back into memory: it is written apart anew. */
   void bringHome(Page page, int index, Payload payload) {
-    for (Impression impression : open) {
-      if (impression.payload.isAt(page, index)) {
-        impression.payload = payload;
+    for (Impression each = open; each != null; each = each.next) {
+      if (each.payload.isAt(page, index)) {
+        each.payload = payload;
       }
     }
-    for (Waiting conversion : waiting) {
-      if (conversion.payload.isAt(page, index)) {
-        conversion.payload = payload;
+    for (Waiting each = waiting; each != null; each = each.next) {
+      if (each.payload.isAt(page, index)) {
+        each.payload = payload;
       }
     }
   }
 
   Waiting firstWaiting() {
     Waiting first = null;
-    for (Waiting next : waiting) {
-      first = first == null || Waiting.BY_TIME.compare(next, first) < 0 ? next : first;
+    for (Waiting each = waiting; each != null; each = each.next) {
+      first = first == null || Waiting.BY_TIME.compare(each, first) < 0 ? each : first;
     }
     return first;
   }
@@ -74,16 +122,16 @@ final class PairState {
   /** The first open impression whose early sample is still to come. */
   Impression firstEarly() {
     Impression first = null;
-    for (Impression next : open) {
-      first = next.earlyDone ? first : earlier(first, next);
+    for (Impression each = open; each != null; each = each.next) {
+      first = each.earlyDone ? first : earlier(first, each);
     }
     return first;
   }
 
   Impression firstOpen() {
     Impression first = null;
-    for (Impression next : open) {
-      first = earlier(first, next);
+    for (Impression each = open; each != null; each = each.next) {
+      first = earlier(first, each);
     }
     return first;
   }
@@ -130,7 +178,7 @@ final class PairState {
   }
 
   /** An impression whose last window has not closed. */
-  static final class Impression {
+  static final class Impression extends Linked<Impression> {
     byte[] id;
     long eventMs;
     long producedMs;
@@ -141,16 +189,28 @@ final class PairState {
     boolean kept;
     /** The time of its early sample has passed, whether or not there was one to write. */
     boolean earlyDone;
-    /** Its conversions, in no order. */
-    List<Label> labels = Collections.emptyList();
+    /** Its conversions. */
+    Label labels;
 
     void add(Label label) {
-      labels = grown(labels, label);
+      labels = Linked.with(labels, label);
+    }
+
+    /** Its conversions, to be sorted or chosen from. */
+    List<Label> allLabels() {
+      if (labels == null) {
+        return Collections.emptyList();
+      }
+      List<Label> all = new ArrayList<>(2);
+      for (Label each = labels; each != null; each = each.next) {
+        all.add(each);
+      }
+      return all;
     }
   }
 
   /** A conversion that belongs to an open impression. */
-  static final class Label {
+  static final class Label extends Linked<Label> {
     static final Comparator<Label> BY_TIME =
         Comparator.<Label>comparingLong(label -> label.eventMs)
             .thenComparing(label -> label.id, JoinSettings::compareIds);
@@ -167,10 +227,13 @@ final class PairState {
   }
 
   /** A conversion on time that belongs to no impression yet. */
-  static final class Waiting {
+  static final class Waiting extends Linked<Waiting> {
     static final Comparator<Waiting> BY_TIME =
         Comparator.<Waiting>comparingLong(waiting -> waiting.eventMs)
             .thenComparing(waiting -> waiting.id, JoinSettings::compareIds);
+
+    /** It is in its pair's list. */
+    boolean waits;
 
     byte[] id;
     byte[] named;
@@ -184,7 +247,7 @@ final class PairState {
   }
 
   /** An id that had its verdict; a second event with it is a duplicate. */
-  static final class Seen {
+  static final class Seen extends Linked<Seen> {
     final boolean conversion;
     final byte[] id;
     final long eventMs;
