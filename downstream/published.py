@@ -101,14 +101,16 @@ def read_published(
     )
 
 
-Reads = Literal["user", "item", "cross", "crosses", "towers"]
-"""What a model reads: UR, IR, the user's CR, the user's and the item's CR, or UR and IR."""
+Reads = Literal["user", "item", "cross", "crosses", "towers", "cross_item"]
+"""What a model reads: UR, IR, the user's CR, the user's and the item's CR, UR and IR, or the user's
+CR and IR."""
 KINDS_READ: Mapping[Reads, tuple[Kind, ...]] = {
     "user": ("user",),
     "item": ("item",),
     "cross": ("cross",),
     "crosses": ("cross", "cross"),
     "towers": ("user", "item"),
+    "cross_item": ("cross", "item"),
 }
 """The vectors side by side."""
 
@@ -126,14 +128,12 @@ def read_for(
 
     A row is missing where one of them is (its vectors are zero then); its age is the oldest's.
     """
-    names: dict[str, Sequence[str]] = {"user": users, "item": items}
-    if reads in ("cross", "crosses"):
-        names = {side: [f"{side}:{id_}" for id_ in ids] for side, ids in names.items()}
-    sides = ("item",) if reads == "item" else ("user", "item")[: len(dims)]
-    parts = [
-        read_published(reader, kind, names[side], event_ms, dim=dim)
-        for kind, side, dim in zip(KINDS_READ[reads], sides, dims, strict=True)
-    ]
+    sides = {"item": items} if reads == "item" else {"user": users, "item": items}
+    parts = []
+    of_sides = list(sides.items())[: len(dims)]
+    for kind, (side, ids), dim in zip(KINDS_READ[reads], of_sides, dims, strict=True):
+        names = [f"{side}:{id_}" for id_ in ids] if kind == "cross" else ids
+        parts.append(read_published(reader, kind, names, event_ms, dim=dim))
     missing = np.maximum.reduce([part.missing for part in parts])
     vectors = np.concatenate([part.vectors for part in parts], 1) * (1 - missing)[:, None]
     age = np.maximum.reduce([part.age_seconds for part in parts]) * (1 - missing)

@@ -202,21 +202,24 @@ class IsomorphicInteraction(nn.Module):
 
 
 class RetrievalScore(nn.Module):
-    """Model level: <f(q_u), v_i> of a published user vector and item vector, nothing else. f is the
-    downstream's own linear map, the identity at first; see `downstream.retrieval` for the index."""
+    """Model level: <f(q_u), v_i> of a published user vector (UR or CR) and item vector, nothing
+    else. f is the downstream's own linear map; see `downstream.retrieval` for the index."""
 
-    def __init__(self, dim: int) -> None:
-        """`dim` = width of both."""
+    def __init__(self, user_dim: int, item_dim: int) -> None:
+        """f is the identity at first where the widths agree; else it says nothing at first."""
         super().__init__()
-        self.query = nn.Linear(dim, dim)
-        self.scale = nn.Parameter(torch.tensor(dim**-0.5))
+        self.query = nn.Linear(user_dim, item_dim)
+        self.scale = nn.Parameter(torch.tensor(item_dim**-0.5))
         with torch.no_grad():
-            self.query.weight.copy_(torch.eye(dim))
+            self.query.weight.zero_()
+            if user_dim == item_dim:
+                self.query.weight.copy_(torch.eye(item_dim))
             self.query.bias.zero_()
 
     def forward(self, published: Published) -> Tensor:
-        """[q | v] [B, 2 * dim] -> scores [B]; 0 where one of them is missing."""
-        user, item = published.vectors.chunk(2, 1)
+        """[q | v] [B, user_dim + item_dim] -> scores [B]; 0 where one of them is missing."""
+        end = self.query.in_features
+        user, item = published.vectors[:, :end], published.vectors[:, end:]
         score = (self.query(user) * item).sum(1) * self.scale
         present: Tensor = score * (1.0 - published.missing)
         return present

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from downstream.published import Published, PublishedRows, read_published
+from downstream.published import Published, PublishedRows, read_for, read_published
+from downstream.scenario.model import RetrievalModel
 from downstream.table import Taken, VectorTable
 from downstream.transfer import (
     Direct,
@@ -17,6 +18,7 @@ from downstream.transfer import (
     LinearConcat,
     NonLinearAdapter,
     NoTransfer,
+    RetrievalScore,
 )
 from tests.publishing import DIM, representation
 from topics.names import Kind
@@ -172,6 +174,45 @@ def test_what_a_vector_says_by_itself_is_nothing_at_first() -> None:
     assert direct(published(3)).tolist() == [0.0] * 3
     direct(published(3)).sum().backward()
     assert direct.weight.grad is not None and direct.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("user_dim", [DIM, 6])
+def test_retrieval_learns_what_a_user_vector_asks_of_an_item_vector(user_dim: int) -> None:
+    """UR and IR of one width, or CR and IR of two."""
+    torch.manual_seed(2)
+    users, items = torch.randn(400, user_dim), torch.randn(400, DIM)
+    wanted = torch.randn(user_dim, DIM)
+    labels = ((users @ wanted * items).sum(1) > 0).float()
+    read = Published(torch.cat([users, items], 1), torch.zeros(400), torch.zeros(400))
+    score = RetrievalScore(user_dim, DIM)
+    first = (users * items).sum(1) * DIM**-0.5 if user_dim == DIM else torch.zeros(400)
+    assert torch.allclose(score(read), first, atol=1e-6)
+    optimizer = torch.optim.Adam(score.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(score(read), labels).backward()
+        optimizer.step()
+    assert ((score(read) > 0) == (labels > 0)).float().mean() > 0.95
+    assert score(Published(read.vectors, read.age_seconds, torch.ones(400))).eq(0).all()
+
+
+def test_the_crs_user_side_and_ir_are_read_side_by_side() -> None:
+    tables = {kind: VectorTable(kind) for kind in ("cross", "item")}
+    tables["cross"].apply(
+        [representation(name, v, kind="cross") for name, v in (("user:a", 3), ("item:a", 4))]
+    )
+    tables["item"].apply([representation("a", 5, kind="item")])
+
+    class Reader:
+        def take(self, kind: Kind, ids: Sequence[str]) -> Taken:
+            return tables[kind].take(ids)
+
+    at = np.asarray([10**6, 10**6])
+    read = read_for(Reader(), "cross_item", ["a", "b"], ["a", "a"], at, dims=[DIM, DIM])
+    assert read.vectors.tolist() == [[3.0] * DIM + [5.0] * DIM, [0.0] * 2 * DIM]
+    assert read.missing.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="expected the widths of a user's and an item's vector"):
+        RetrievalModel([DIM])
 
 
 def test_weights_of_another_shape_are_refused_by_name() -> None:

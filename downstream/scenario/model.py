@@ -136,11 +136,14 @@ class RetrievalModel(nn.Module):
     """Candidates by published vectors alone: no own field is read."""
 
     def __init__(self, dims: Sequence[int]) -> None:
-        """Raises ValueError unless user and item vectors are equally wide."""
+        """`dims`: widths of the user's and the item's vector. Raises ValueError for others."""
         super().__init__()
-        if len(set(dims)) != 1:
-            raise ValueError(f"retrieval: expected user and item vectors of one width, got {dims}")
-        self.score = RetrievalScore(dims[0])
+        if len(dims) != 2:
+            raise ValueError(
+                f"retrieval: expected the widths of a user's and an item's vector, got {dims}: "
+                "it reads towers (UR, IR) or cross_item (CR, IR)"
+            )
+        self.score = RetrievalScore(*dims)
         self.bias = nn.Parameter(torch.tensor(LOGIT_AT_START))
 
     def forward(self, rows: FieldRows, published: Published) -> Tensor:
