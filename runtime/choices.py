@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -27,3 +28,12 @@ def positive_number(value: str | float) -> float:
     if not 0 < number < math.inf:
         raise typer.BadParameter(f"{value!r}: expected a number above 0, such as 90 or 0.5")
     return number
+
+
+def expect_file_in_a_directory(path: Path, shown: str) -> None:
+    """`path` can become a file: asked before the work, not behind it.
+
+    Raises typer.BadParameter (exit code 2).
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{shown}: expected a file in a directory that exists")

@@ -145,7 +145,11 @@ def main() -> None:
 
 
 def _say(error: BaseException) -> None:
-    for line in str(error).splitlines():
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # as the system made it
+        name = error.filename2 or error.filename
+        text = f"{name}: {error.strerror}; give a path that this user may read or write"
+    for line in text.splitlines():
         print(f"headwater: {line}", file=sys.stderr)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any, cast
 
 import orjson
@@ -79,3 +80,8 @@ def _undecodable(message: Message) -> dict[str, Any]:
 def _one_line(value: bytes) -> bytes:
     """JSON may hold line breaks between tokens (never inside strings): blanks mean the same."""
     return value.replace(b"\n", b" ").replace(b"\r", b" ")
+
+
+def utc_time(ms: int) -> str:
+    """Unix milliseconds for a person, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ms / 1000))

@@ -72,7 +72,10 @@ def require_run(directory: Path) -> RunState:
     if run is None:
         raise NoStack(f"no stack was started in {directory}: run `headwater up --dir {directory}`")
     if not run.is_alive:
-        raise NoStack(f"the stack in {directory} is not running (its pid {run.pid} is gone)")
+        raise NoStack(
+            f"the stack in {directory} is not running (its pid {run.pid} is gone): "
+            f"`headwater up --dir {directory}` starts it again"
+        )
     return run
 
 

@@ -118,6 +118,8 @@ def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
         ),
         ([*_TRAIN, "--report", "{new}/r.json"], "expected a file in a directory that exists"),
         ([*_TRAIN, "--report", "{dir}"], "expected a file in a directory that exists"),
+        (["demo", "--report", "{new}/r.json"], "expected a file in a directory that exists"),
+        (["export", "{new}/u.parquet", "--kind", "user"], "expected a file in a directory that ex"),
         ([*_TRAIN, "--report", "{new}", "--store", "{file}"], "--store {file}: expected a direct"),
     ],
 )
@@ -163,6 +165,22 @@ def test_nearest_is_left_out_where_nothing_is_near() -> None:
 
 
 @pytest.mark.slow
+def test_a_directory_that_cannot_be_made_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = _headwater("up", "--dir", str(tmp_path / "file" / "stack"))
+    assert refused.returncode == 1
+    [line] = refused.stderr.splitlines()
+    assert f"{tmp_path}/file" in line and "Not a directory" in line
+    assert "give a path that this user may read or write" in line
+
+
+def test_no_command_waits_for_what_it_does_not_use() -> None:
+    """polars and torch take a second and more to load; `--help` needs neither."""
+    code = "import sys, runtime.cli; print({'polars', 'torch', 'pyflink'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
 def test_expected_errors_are_one_line_and_exit_1_or_2(tmp_path: Path) -> None:
     none = _headwater("consume", "samples", "--dir", str(tmp_path))
     assert (none.returncode, none.stderr.count("\n")) == (1, 1)

@@ -197,6 +197,19 @@ def test_the_weights_go_out_beside_the_learning(stack: RunningStack) -> None:
     assert tower.version >= 1
 
 
+def test_who_asks_for_what_is_not_there_is_told_what_is(stack: RunningStack) -> None:
+    for command in (["store", "verify"], ["analyse", "collapse"]):
+        locked = headwater(*command, *stack.at)
+        assert locked.returncode == 1
+        assert "already open" in locked.stderr and "checkpoint" in locked.stderr, locked.stderr
+    read = headwater("analyse", "collapse", *stack.at, "--checkpoint", "latest")
+    assert read.returncode == 0 and "information abundance" in read.stdout, read.stderr
+    for command in (["switch", "nosuch"], ["compare", "live", "nosuch"]):
+        unknown = headwater(*command, *stack.at)
+        assert unknown.returncode == 2
+        assert "no replay 'nosuch'" in unknown.stderr and "one of live" in unknown.stderr
+
+
 @pytest.mark.kill
 def test_killed_it_leaves_nothing(stack: RunningStack) -> None:
     """The last one: the stack is gone after it."""

@@ -13,13 +13,15 @@ import zipfile
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import polars as pl
 
 from runtime.sources.traffic import DEMO_EVENTS_PER_SECOND, TrafficEvent
 from settings.duration import format_duration
+
+if TYPE_CHECKING:
+    import polars as pl
 
 KINDS = {"LIKE": "like", "BOOKMARK": "bookmark", "FOLLOW": "follow", "COMMENT CREATED": "comment"}
 DEFAULT_WINDOW_MS = 86_400_000
@@ -98,6 +100,8 @@ class DeskdropTraffic:
 
 def _read(path: Path) -> pl.DataFrame:
     """The log in time order (stable: rows of one second keep the file's order)."""
+    import polars as pl  # loads slowly, and every command would wait for it
+
     data = path.read_bytes()
     if zipfile.is_zipfile(io.BytesIO(data)):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

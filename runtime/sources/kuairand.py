@@ -12,13 +12,15 @@ import lzma
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import polars as pl
 
 from runtime.sources.traffic import DEMO_EVENTS_PER_SECOND, TrafficEvent
 from settings.duration import format_duration
+
+if TYPE_CHECKING:
+    import polars as pl
 
 KINDS = {
     "is_click": "click",
@@ -122,6 +124,8 @@ class KuairandTraffic:
 
 
 def _read(path: Path) -> pl.DataFrame:
+    import polars as pl  # loads slowly, and every command would wait for it
+
     data = path.read_bytes()
     if path.suffix == ".xz":
         data = lzma.decompress(data)
@@ -137,6 +141,8 @@ def _read(path: Path) -> pl.DataFrame:
 
 def _read_users(path: Path) -> dict[str, dict[str, str]]:
     """user_id -> its features, missing ones left out."""
+    import polars as pl  # loads slowly
+
     frame = pl.read_csv(lzma.decompress(path.read_bytes()), infer_schema=False)
     columns = [name for name in _USER_SLOTS if name in frame.columns]
     return {

@@ -12,6 +12,7 @@ import typer
 
 from runtime.choices import chosen
 from runtime.connection import DIR_OPTION
+from runtime.verbs.store import named_checkpoint
 
 TOOLS = ("collapse", "entanglement", "correlation")
 
@@ -20,8 +21,10 @@ def analyse(
     tool: str = typer.Argument(..., help=" | ".join(TOOLS)),
     directory: Path = DIR_OPTION,
     store: Path = typer.Option(None, "--store", help="A store that no trainer has open."),
-    checkpoint: Path = typer.Option(
-        None, "--checkpoint", help="A checkpoint's directory: works beside a live trainer."
+    checkpoint: str = typer.Option(
+        None,
+        "--checkpoint",
+        help="latest, or a checkpoint's directory: works beside a live trainer.",
     ),
     config_file: Path = typer.Option(None, "--config", help="The store's config; else --dir's."),
     samples: Path = typer.Option(
@@ -35,7 +38,9 @@ def analyse(
 ) -> None:
     """Dimensional collapse, interest entanglement, or what features say against what was learnt."""
     chosen(tool, TOOLS, "tool")
-    place = checkpoint or store or directory / "store"
+    place = store or directory / "store"
+    if checkpoint is not None:
+        place = named_checkpoint(directory, store, checkpoint)
     config = config_file or directory / "config.toml"
     command = [sys.executable, "-P", "-m", "trainer.analysis", tool, "--store", str(place)]
     if config_file is not None or config.is_file():

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from runtime.bounded_join import run_bounded_join
+from runtime.choices import expect_file_in_a_directory
 from runtime.config_file import read_config
 from runtime.verbs.stack import stop_on_sigterm
 
@@ -71,8 +72,7 @@ def train(
     """Learn from bounded samples with the stream's own trainer: predict each, then learn it."""
     read_config(config_file)
     _require_file(samples, "--samples")
-    if report.is_dir() or not report.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--report {report}: expected a file in a directory that exists")
+    expect_file_in_a_directory(report, f"--report {report}")
     if store is not None and store.exists() and not store.is_dir():
         raise typer.BadParameter(f"--store {store}: expected a directory, this is a file")
     command = [

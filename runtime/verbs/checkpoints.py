@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import msgspec
 import orjson
 import typer
 
-from embedding_store.errors import StoreUnreadable
+from embedding_store.errors import StoreError, StoreLocked, StoreUnreadable
 from runtime.connection import DIR_OPTION
+from runtime.rendering import utc_time
 from settings.load import ConfigError, load_config
 
 STORE_OPTION = typer.Option(None, "--store", help="The store's directory; else that of --dir.")
@@ -54,7 +54,7 @@ def checkpoints(
             continue
         version = c.about.get("version", "?")
         typer.echo(
-            f"{c.path.name}  {_utc(c.created_ms)}  commit {c.commit_id}  version {version}  "
+            f"{c.path.name}  {utc_time(c.created_ms)}  commit {c.commit_id}  version {version}  "
             f"{c.bytes / 1e6:.1f} MB in {len(c.files)} files"
         )
 
@@ -75,7 +75,13 @@ def verify(
 
     place = _store(directory, store)
     is_checkpoint = (place / CHECKPOINT_FILE).exists()
-    lock = None if is_checkpoint else OwnerLock(place, "headwater store verify")
+    try:
+        lock = None if is_checkpoint else OwnerLock(place, "headwater store verify")
+    except StoreLocked as error:
+        raise StoreError(
+            f"{error}; of a live store verify a checkpoint: `headwater store checkpoints` lists "
+            f"them, --store {checkpoint_directory(directory, store, None)}/NAME reads one"
+        ) from None
     try:
         found = verify_files(place)
     finally:
@@ -127,7 +133,7 @@ def restore(
             typer.echo(f"  {reason}")
     typer.echo(f"took {found.checkpoint}")
     typer.echo(
-        f"  commit {found.commit_id} of {_utc(found.created_ms)}, {found.rows} rows, "
+        f"  commit {found.commit_id} of {utc_time(found.created_ms)}, {found.rows} rows, "
         f"opened and verified in {found.seconds:.1f} s"
     )
     for topic, offsets in found.about.get("offsets", {}).items():
@@ -163,7 +169,3 @@ def checkpoint_directory(directory: Path, store: Path | None, source: Path | Non
         if given:
             return Path(given).absolute()
     return place.with_name(f"{place.name}.checkpoints")
-
-
-def _utc(ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(ms / 1000))

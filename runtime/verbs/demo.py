@@ -13,7 +13,7 @@ import orjson
 import typer
 from rich.console import Console
 
-from runtime.choices import chosen, positive_number
+from runtime.choices import chosen, expect_file_in_a_directory, positive_number
 from runtime.sources.catalog import SOURCES, open_source
 from runtime.spotlight import Sighting, describe
 from runtime.verbs.stack import stop_on_sigterm
@@ -48,6 +48,8 @@ def demo(
 
     stop_on_sigterm()
     chosen(source, SOURCES, "source")
+    if report is not None:
+        expect_file_in_a_directory(report, f"--report {report}")
     traffic = open_source(source, data, rate=rate, seed=seed)
     directory = _new_directory(directory)
     console = Console(stderr=as_json)

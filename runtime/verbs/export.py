@@ -8,6 +8,7 @@ import orjson
 import typer
 
 from embedding_store.errors import StoreUnreadable
+from runtime.choices import expect_file_in_a_directory
 from runtime.connection import BOOTSTRAP_OPTION, CONFIG_OPTION, DIR_OPTION, connect
 from runtime.verbs.store import store_reader
 from topics.names import KINDS, Kind
@@ -48,6 +49,8 @@ def export(
         raise typer.BadParameter(
             f"--kind: expected one of {', '.join(KINDS)} for a single file, got {kind or 'nothing'}"
         )
+    if is_file:
+        expect_file_in_a_directory(out, str(out))
     if not is_file and out.suffix:
         raise typer.BadParameter(
             f"expected {' or '.join(_SUFFIXES)} or a directory, got {out.name}"

@@ -11,6 +11,7 @@ import orjson
 import typer
 
 from runtime.connection import BOOTSTRAP_OPTION, CONFIG_OPTION, DIR_OPTION, Connection, connect
+from runtime.rendering import utc_time
 from settings.duration import parse_duration_ms
 from topics.control import send_command
 from topics.errors import TopicUnavailable
@@ -113,7 +114,8 @@ def _list(kept: list[Manifest], *, as_json: bool) -> None:
             typer.echo(orjson.dumps({name: getattr(manifest, name) for name in told}))
         else:
             old = "" if manifest.source_version is None else f" = {manifest.source_version}"
-            typer.echo(f"{manifest.version}{old}: step {manifest.step}, event {manifest.event_ms}")
+            newest = utc_time(manifest.event_ms)
+            typer.echo(f"{manifest.version}{old}: step {manifest.step}, events until {newest}")
 
 
 def _tell(found: Manifest | None, asked: str, *, as_json: bool) -> None:

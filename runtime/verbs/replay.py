@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import typer
@@ -19,7 +20,7 @@ from runtime.replaying import (
     shadow_prefix,
     train_replay,
 )
-from runtime.shadow import shadow_config
+from runtime.shadow import existing_topics, shadow_config
 from runtime.verbs.reprocess import moment_ms
 from runtime.verbs.stack import stop_on_sigterm
 from settings.config import Config
@@ -141,7 +142,7 @@ def compare(
             f"{of.only_a} only in a, {of.only_b} only in b"
         )
     for task, sides in found.metrics.items():
-        typer.echo(f"{task}: a {sides['a']}, b {sides['b']}")
+        typer.echo(f"{task}: a {_numbers(sides['a'])}; b {_numbers(sides['b'])}")
 
 
 def switch(
@@ -174,7 +175,23 @@ def _stack(at: Connection, directory: Path, name: str) -> Config:
     known = shadow_home(directory, name) / "config.toml"
     if known.exists():
         return load_config(known).config
-    return shadow_config(at.config, shadow_prefix(at.config, name), reads_live=False, bounded=False)
+    prefix = shadow_prefix(at.config, name)
+    guessed = shadow_config(at.config, prefix, reads_live=False, bounded=False)
+    if not existing_topics(guessed, at.bootstrap):
+        there = sorted(path.parent.name for path in directory.glob("replays/*/config.toml"))
+        raise typer.BadParameter(
+            f"no replay {name!r}, neither in {directory} nor as topics {prefix}.*: "
+            f"expected one of {', '.join([_LIVE, *there])}"
+        )
+    return guessed
+
+
+def _numbers(metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return "nothing"
+    return ", ".join(
+        f"{name} {'-' if value is None else round(value, 4)}" for name, value in metrics.items()
+    )
 
 
 def _with_topics_of(config: Config, file: Path | None) -> Config:

@@ -238,7 +238,7 @@ def store_reader(
 
     place = (store if store is not None else directory / "store").absolute()
     if checkpoint is not None:
-        place = _checkpoint(directory, store, checkpoint)
+        place = named_checkpoint(directory, store, checkpoint)
     try:
         reader = StoreReader(place, "headwater store")
     except StoreLocked as error:
@@ -249,7 +249,8 @@ def store_reader(
         yield reader
 
 
-def _checkpoint(directory: Path, store: Path | None, which: str) -> Path:
+def named_checkpoint(directory: Path, store: Path | None, which: str) -> Path:
+    """`which` is a checkpoint's directory, or `latest`. Raises StoreUnreadable if there is none."""
     from embedding_store.checkpoints import list_checkpoints
 
     if which != "latest":

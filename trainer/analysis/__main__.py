@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from embedding_store.errors import StoreError
+from embedding_store.errors import StoreError, StoreLocked
 from embedding_store.reading import StoreReader
 from settings.load import ConfigError, load_config
 from topics.errors import TopicError
@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"analyse: {error}\n")
         return 2
     except (StoreError, TopicError, OSError) as error:
-        sys.stderr.write(f"analyse: {type(error).__name__}: {error}\n")
+        live = "; a live store cannot be read: ask its newest checkpoint, --checkpoint latest"
+        hint = live if isinstance(error, StoreLocked) else ""
+        sys.stderr.write(f"analyse: {error}{hint}\n")
         return 1
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     return 0
