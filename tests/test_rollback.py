@@ -18,6 +18,10 @@ from tests.test_loop import VersionLog, _run
 from tests.test_trainer_stream import _produce
 from topics.control import Command
 from topics.names import KINDS
+from trainer.drift import Drift
+from trainer.feed import Feed
+from trainer.loop import Loop
+from trainer.source import FileSource
 from trainer.steering import Steering
 from trainer.step import row_layout
 
@@ -124,6 +128,26 @@ def test_a_broken_bound_holds_versions_and_what_was_held_goes_out_when_it_opens(
     published = {key.decode() for topic, key in log.newest if topic == "representations.user"}
     assert published >= seen
     assert opened.counts["user"] > before.counts["user"], "they have accumulated"
+
+
+def test_an_alarm_of_the_drift_detectors_closes_the_gate(tmp_path: Path) -> None:
+    samples, log = make_samples(160), VersionLog()
+    file = write_samples(samples[:80], tmp_path / "samples.jsonl")
+    _run(tmp_path / "store", make_config(), file, log)
+    write_samples(samples, file)
+    config = make_config(publish={"gate": {"drift_hold": "1h"}})
+    with EmbeddingStore.open(
+        tmp_path / "store", row_layout(config), cache_rows_max=2048, owner="test"
+    ) as store:
+        loop = Loop(config, store, sink=log)
+        assert loop.drifts is not None
+        loop.drifts.alarms.append(Drift("click", "ne", loop.progress.now_ms))
+        source = FileSource(file, loop.progress.offsets)
+        loop.run(Feed(source, loop.plan, config.trainer))
+        source.close()
+    newest = log.manifests[max(log.manifests)]
+    assert newest.reason is not None and newest.reason.startswith("held: click drifted in the ")
+    assert not any(newest.counts.values())
 
 
 def test_an_operators_hold_is_told_by_a_metric_also_after_a_restart(tmp_path: Path) -> None:
