@@ -138,7 +138,10 @@ def test_tombstones_reach_readers_through_a_real_broker(
         held = set(early.matrix("user")[0])
         _produce(kafka, config, samples[200:])
         assert subprocess.run(command, timeout=120, check=False).returncode == 0
-        entities = _state(tmp_path / "store", config)["entities"]
+        state = _state(tmp_path / "store", config)
+        entities = state["entities"]
+        assert {_key_of(entity) for entity in entities} == state["users"] | state["items"]
+        assert len(state["items"]) <= 40 - 5, "rows_max has taken some"
         users = {entity.partition(":")[2] for entity in entities if entity.startswith("user")}
         manifests = [
             decode_manifest(message.value() or b"")

@@ -201,7 +201,7 @@ class Entities:
         ]
         touched = [keys[number] for number in changed.tolist()]
         self._store.put_many(SPACE, touched, records)
-        fresh = [keys[number] for number in sorted(self._new) if self._changed[number]]
+        fresh = self._fresh()
         self._store.put_many(BY_ROW, row_names(fresh), fresh)
         self._new = {number for number in self._new if not self._changed[number]}
         self._changed[:] = False
@@ -217,9 +217,19 @@ class Entities:
             yield key, bool(np.frombuffer(raw, _HEAD, 1)[0]["cross_count"])
 
     def of_rows(self, row_keys: Sequence[int]) -> list[EntityKey]:
-        """The entities whose rows have these keys; rows of none are passed over."""
-        found = self._store.get_many(BY_ROW, [key.to_bytes(8, "big") for key in row_keys])
-        return [key for key in found if key is not None]
+        """The entities whose rows have these keys, those not staged yet among them; rows of none
+        are passed over."""
+        names = [key.to_bytes(8, "big") for key in row_keys]
+        fresh = self._fresh()
+        unstaged = dict(zip(row_names(fresh), fresh, strict=True))
+        found = zip(names, self._store.get_many(BY_ROW, names), strict=True)
+        of_each = (unstaged.get(name) if key is None else key for name, key in found)
+        return [key for key in of_each if key is not None]
+
+    def _fresh(self) -> list[EntityKey]:
+        """New ones that are not staged yet, in order of number."""
+        keys = list(self._numbers)
+        return [keys[number] for number in sorted(self._new) if self._changed[number]]
 
     def remove(self, keys: Sequence[EntityKey]) -> None:
         """Forget entities, durably with the next commit. One that is seen again is new."""
