@@ -24,11 +24,17 @@ from runtime.jars import (
 from runtime.run_state import RunState
 
 DISK_FREE_BYTES_MIN = 2 * 1024**3
-_NAMED = ("headwater", "confluent-kafka", "apache-flink", "torch", "rocksdict", "numpy")
+_RUN_A_STACK = ("apache-flink", "torch", "rocksdict")
+_NAMED = ("headwater", "confluent-kafka", *_RUN_A_STACK, "numpy")
 
 
 def machine_findings(directory: Path) -> Iterator[Finding]:
-    """Of whatever a stack in `directory` needs before it starts."""
+    """Of whatever a stack in `directory` needs before it starts; where the command line alone is
+    installed, as in a container beside the stack's, of what that needs."""
+    if not any(map(_installed, _RUN_A_STACK)):
+        says = f"without {', '.join(_RUN_A_STACK)}: this installation looks at stacks, starts none"
+        yield from (_python(), Finding("versions", "ok", says), _disk(directory))
+        return
     yield _java()
     yield _python()
     yield _versions()
@@ -57,12 +63,7 @@ def _python() -> Finding:
 
 def _versions() -> Finding:
     """Everything that headwater itself pins exactly or needs at all, as it is installed."""
-    found: dict[str, str] = {}
-    for name in _NAMED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = {name: version for name in _NAMED if (version := _installed(name))}
     missing = [name for name in _NAMED if name not in found]
     wrong = [
         f"{name} is {found[name]}, not {pinned}"
@@ -73,6 +74,13 @@ def _versions() -> Finding:
         absent = [f"{', '.join(missing)} not installed"] if missing else []
         return Finding("versions", "problem", "; ".join([*absent, *wrong]), "run `make setup`")
     return Finding("versions", "ok", ", ".join(f"{name} {at}" for name, at in found.items()))
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _pins() -> dict[str, str]:

@@ -99,6 +99,24 @@ def test_a_package_of_another_version_is_named(
     assert "apache-flink is 2.2.0, not 2.3.0" in wrong.says and "make setup" in wrong.fix
 
 
+def test_where_the_command_line_alone_is_installed_no_java_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in the image `tools`, from which people look at a stack of containers."""
+    real = machine.importlib.metadata.version
+
+    def without_what_runs(name: str) -> str:
+        if name in ("apache-flink", "torch", "rocksdict"):
+            raise machine.importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(machine.importlib.metadata, "version", without_what_runs)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    findings = diagnose(tmp_path, None)
+    assert {finding.verdict for finding in findings} == {"ok"}, findings
+    assert "starts none" in found(findings, "versions").says
+
+
 def _run(directory: Path, bootstrap: str, **children: ChildState) -> RunState:
     """A stack whose supervisor is this process."""
     config = directory / "config.toml"
