@@ -194,6 +194,16 @@ def test_it_runs_in_a_real_engine(stack: tuple[Stack, dict[str, Any]]) -> None:
             back = {**report.get("back_seconds", {})}
             back[name] = _killed_and_back(compose, reader, name)
             _note(report, "back_seconds", back)
+    before = _audited(compose)
+    assert before["impressions"]["in"] and before["conversions"]["attributed"], before
+    version = _newest_version(compose)
+    compose.compose("--profile", "monitoring", "down")
+    began = time.monotonic()
+    compose.compose("up", "-d", "--no-build", *OURS)
+    _until("a version behind the last", lambda: _newest_version(compose) > version, compose)
+    _note(report, "up_again_seconds", round(time.monotonic() - began, 1))
+    after = _audited(compose)
+    assert after["impressions"]["in"] > before["impressions"]["in"]
     print(json.dumps(report, indent=2))  # noqa: T201  with -s: the figures
 
 
@@ -202,6 +212,24 @@ def _note(report: dict[str, Any], key: str, value: object) -> None:
     report[key] = value
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _inside(compose: Stack, *words: str) -> str:
+    """What docs/containers.md tells people to run: the command line, in a container."""
+    at = ("--bootstrap", "kafka:9094", "--config", "/etc/headwater/headwater.toml")
+    return compose.compose("exec", "-T", "traffic", "headwater", *words, *at)
+
+
+def _audited(compose: Stack) -> dict[str, Any]:
+    """The audit's report; exit code 1, where it does not balance, is an AssertionError."""
+    report: dict[str, Any] = json.loads(_inside(compose, "audit", "--json"))
+    assert report["balanced"], report
+    return report
+
+
+def _newest_version(compose: Stack) -> int:
+    lines = _inside(compose, "consume", "manifest", "--to-end", "--jsonl").splitlines()
+    return int(json.loads(lines[-1])["version"])
 
 
 def _all_healthy(compose: Stack) -> bool:
