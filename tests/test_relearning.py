@@ -27,13 +27,18 @@ pytestmark = pytest.mark.slow
 
 
 def _run(
-    folder: Path, config: Config, samples: Path, sink: VersionLog, crash_at: int | None = None
+    folder: Path,
+    config: Config,
+    samples: Path,
+    sink: VersionLog,
+    crash_at: int | None = None,
+    wall: float = 7.0,
 ) -> dict[str, str] | None:
     """As the trainer's process does: with checkpoints, and knowing what is published."""
     ticks = itertools.count()
     with _open(folder, config) as store:
         checkpointing = Checkpointing(
-            config, store, clock=lambda: 100.0 * next(ticks), wall=lambda: 7.0
+            config, store, clock=lambda: 100.0 * next(ticks), wall=lambda: wall
         )
         loop = Loop(
             config,
@@ -155,3 +160,14 @@ def test_a_directory_that_cannot_hold_links_is_refused(tmp_path: Path) -> None:
         config = _config("count", copy_to=str(tmp_path / "store.checkpoints"))
         with pytest.raises(ConfigError, match="another place than the checkpoints'"):
             Checkpointing(config, store)
+
+
+def test_a_trainer_that_never_lives_that_long_has_checkpoints_all_the_same(tmp_path: Path) -> None:
+    """Each life lasts some 300 s of its clock; a checkpoint is due every 1,000 s."""
+    config = _config("count", every="1000s")
+    file = write_samples(make_samples(400), tmp_path / "samples.jsonl")
+    sink, store, counted = VersionLog(), tmp_path / "store", []
+    for wall, crash_at in ((5_000.0, 90), (5_300.0, 180), (5_600.0, 270), (6_400.0, 360)):
+        assert _run(store, config, file, sink, crash_at, wall) is None
+        counted.append(len(list_checkpoints(tmp_path / "store.checkpoints")))
+    assert counted == [0, 1, 1, 2], "not of a new store; of the next life; not while that is young"

@@ -78,6 +78,10 @@ class Checkpointing:
             raise ConfigError("checkpoints.copy_to: expected another place than the checkpoints'")
         newest = list_checkpoints(self._directory)[:1]
         self._commit_id = newest[0].commit_id if newest else 0
+        # A process that never lives for `every` must take some, too.
+        created_ms = newest[0].created_ms if newest else 0
+        age = self._wall() - created_ms / 1000 if store.commit_id else 0.0
+        self._taken_at -= min(max(age, 0.0), self._every)
         for folder in (self._directory, self._copies):
             if folder is not None:
                 remove_unfinished(folder)
