@@ -12,7 +12,7 @@ import typer
 from embedding_store.errors import StoreError
 from runtime.bounded_join import JoinVerbFailed
 from runtime.broker import BrokerError
-from runtime.jars import ToolMissing
+from runtime.jars import ToolMissing, not_installed
 from runtime.replaying import ReplayExists
 from runtime.run_state import NoStack, StackRunning
 from runtime.sources.catalog import SourceError
@@ -139,6 +139,11 @@ def main() -> None:
         sys.exit(2)
     except _FAILED as error:
         _say(error)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if (said := not_installed(error.name or "")) is None:
+            raise
+        _say(ToolMissing(said))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

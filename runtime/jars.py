@@ -1,7 +1,8 @@
-"""Where the jars and Java are, and what to do when they are not there."""
+"""Where the jars, Java and optional packages are, and what to do when they are not there."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -10,11 +11,36 @@ from pathlib import Path
 
 JAVA_MAJOR_MIN = 17
 
+_EXTRAS = {
+    "pyflink": "flink",
+    **dict.fromkeys(("torch", "rocksdict", "numba", "safetensors"), "train"),
+    **dict.fromkeys(("matplotlib", "lightgbm", "river"), "study"),
+    "usearch": "retrieval",
+}
+"""Optional module -> the extra of pyproject.toml that brings it."""
+
 _VERSION = re.compile(r'version "(\d+)')
 
 
 class ToolMissing(RuntimeError):
     """Java or a jar is absent or too old. Operator action: what the text says; nothing started."""
+
+
+def not_installed(module: str) -> str | None:
+    """What to say where one of our optional packages is absent; None of any other module."""
+    extra = _EXTRAS.get(module.partition(".")[0])
+    if extra is None:
+        return None
+    return (
+        f"{module} is not installed here: run this where `make setup` ran or headwater[{extra}] "
+        "is installed; of containers, in the trainer's or the join's"
+    )
+
+
+def require_module(module: str) -> None:
+    """Raises ToolMissing where an optional package of ours is absent."""
+    if importlib.util.find_spec(module) is None:
+        raise ToolMissing(not_installed(module))
 
 
 def jar_home() -> Path:

@@ -181,6 +181,27 @@ def test_no_command_waits_for_what_it_does_not_use() -> None:
     assert ran.stdout.strip() == "set()"
 
 
+@pytest.mark.parametrize(
+    ("absent", "arguments"),
+    [("torch", ["analyse", "collapse"]), ("rocksdict", ["store", "stats"])],
+)
+def test_without_an_optional_package_a_command_says_so_in_one_line(
+    tmp_path: Path, absent: str, arguments: list[str]
+) -> None:
+    """As in the image `tools`: the interpreter is told that the package is not there."""
+    block = f"import sys; sys.modules[{absent!r}] = None"
+    code = (
+        "import importlib.util as u; real = u.find_spec; "
+        f"u.find_spec = lambda name: None if name == {absent!r} else real(name); "
+        f"{block}; sys.argv = {['headwater', *arguments]!r}; from runtime.cli import main; main()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1), ran.stderr
+    assert f"headwater: {absent} is not installed here" in ran.stderr
+
+
 def test_expected_errors_are_one_line_and_exit_1_or_2(tmp_path: Path) -> None:
     none = _headwater("consume", "samples", "--dir", str(tmp_path))
     assert (none.returncode, none.stderr.count("\n")) == (1, 1)

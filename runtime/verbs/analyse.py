@@ -12,6 +12,7 @@ import typer
 
 from runtime.choices import chosen
 from runtime.connection import DIR_OPTION
+from runtime.jars import require_module
 from runtime.verbs.store import named_checkpoint
 
 TOOLS = ("collapse", "entanglement", "correlation")
@@ -38,6 +39,7 @@ def analyse(
 ) -> None:
     """Dimensional collapse, interest entanglement, or what features say against what was learnt."""
     chosen(tool, TOOLS, "tool")
+    require_module("torch")
     place = store or directory / "store"
     if checkpoint is not None:
         place = named_checkpoint(directory, store, checkpoint)

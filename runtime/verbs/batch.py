@@ -13,6 +13,7 @@ from rich.console import Console
 from runtime.bounded_join import run_bounded_join
 from runtime.choices import expect_file_in_a_directory
 from runtime.config_file import read_config
+from runtime.jars import require_module
 from runtime.verbs.stack import stop_on_sigterm
 
 
@@ -71,6 +72,7 @@ def train(
 ) -> None:
     """Learn from bounded samples with the stream's own trainer: predict each, then learn it."""
     read_config(config_file)
+    require_module("torch")
     _require_file(samples, "--samples")
     expect_file_in_a_directory(report, f"--report {report}")
     if store is not None and store.exists() and not store.is_dir():
