@@ -188,6 +188,30 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             self.recent = []
 
+    @precondition(lambda self: self.pending is None)
+    @rule(number=st.integers(0, 19), back=st.integers(0, 60), opening=openings)
+    def count_across_a_restart(self, number: int, back: int, opening: dict[str, object]) -> None:
+        """A candidate's window goes on where it was, though event time has stepped back."""
+        query = [3 * number + 2]
+        self.remove(query)
+        self.commit()
+        self.look_up(query, 15)
+        self.commit()
+        self.crash_and_reopen(False, opening)
+        self.look_up(query * 2, -back)
+
+    @precondition(lambda self: self.pending is None)
+    @rule(number=st.integers(0, 19))
+    def ask_again_for_what_a_commit_deletes(self, number: int) -> None:
+        """A value that is refused now stays deleted while its deletion is being written."""
+        query = [3 * number + 2]
+        self.look_up(query * 3, 0)
+        self.commit()
+        self.remove(query)
+        self.commit_begins(True)
+        self.look_up(query, 0)
+        self.peek(query, "shared")
+
     # -- records --------------------------------------------------------------------------------
 
     @rule(record=record, value=st.binary(max_size=20))
