@@ -86,6 +86,10 @@ _HINTS = (
     ("AuthenticationException", "the broker did not let it in: check kafka.extra (sasl.*, ssl.*)"),
     ("Connection refused", "the join's JVM died; see its log and stderr.log"),
     ("Could not find any factory", "build the jars: make jars"),
+    (
+        "Heartbeat of TaskManager",
+        "the machine slept or stood still; the join goes on when restarted",
+    ),
     ("TimeoutException", "is the broker at kafka.bootstrap up and reachable?"),
     ("UnknownTopicOrPartition", "a topic was deleted while the join ran"),
     ("RecordTooLarge", "raise the topic's max.message.bytes, or lower events.bytes_max"),

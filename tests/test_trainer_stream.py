@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from structlog.testing import capture_logs
 
 from embedding_store.store import EmbeddingStore
 from runtime.broker import EmbeddedBroker
@@ -260,3 +261,15 @@ def test_samples_that_are_gone_are_not_skipped_silently(
         seen += len(source.poll(100, 0.5))
     source.close()
     assert seen == 5 and end_offsets(config, kafka, [SAMPLES])[SAMPLES, 0] == 6
+
+
+def test_an_outage_does_not_fill_the_log(kafka: str, prefix: str, tmp_path: Path) -> None:
+    """librdkafka tells every attempt to reconnect, hundreds in a short outage."""
+    _, config = _config(tmp_path, prefix)
+    ensure_topics(config, kafka)
+    source = KafkaSource(config, kafka, {})
+    with capture_logs() as logged:
+        for code in [KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN] * 100:
+            source._note_error(KafkaError(code))
+    source.close()
+    assert [line["event"] for line in logged] == ["broker_trouble"] * 2

@@ -24,6 +24,7 @@ OUTAGE_SECONDS_MAX = 600.0
 """A broker away for longer is not restarting: the process ends and says so."""
 FILE_TOPIC = "file"
 _PROBE_SECONDS = 5.0
+_TELL_SECONDS = 10.0
 _log = structlog.get_logger()
 
 Offsets = Mapping[str, Mapping[int, int]]
@@ -119,6 +120,7 @@ class KafkaSource:
         settings = consumer_settings(config, bootstrap, trainer_group(config))
         # A position that the log no longer holds must stop us, not silently jump.
         settings["auto.offset.reset"] = "error"
+        self._told: dict[str, float] = {}
         settings["error_cb"] = self._note_error
         # Waiting out a broker while publishing is not a reason to be thrown out of a group.
         settings["max.poll.interval.ms"] = 86_400_000
@@ -221,8 +223,14 @@ class KafkaSource:
             self._down_since = self._probed = time.monotonic()
 
     def _note_error(self, error: KafkaError) -> None:
-        """librdkafka reconnects by itself; remember since when it has had to."""
-        _log.warning("broker_trouble", reason=error.str(), code=error.name())
+        """librdkafka reconnects by itself; remember since when it has had to.
+
+        It tells every attempt, hundreds in a short outage: of one code one a while is logged.
+        """
+        now = time.monotonic()
+        if now - self._told.get(error.name(), -_TELL_SECONDS) >= _TELL_SECONDS:
+            self._told[error.name()] = now
+            _log.warning("broker_trouble", reason=error.str(), code=error.name())
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._down_since is None:
             self._down_since = self._probed = time.monotonic()
 
