@@ -195,12 +195,16 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], label: str) -> N
     plt.close(figure)
 
 
-def lines(axis: Any, rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """A line per row over its columns, with SDs; side by side, so that no bar hides another."""
+def lines(
+    axis: Any, rows: Mapping[str, Mapping[str, Mapping[str, float]]], *, joined: bool = True
+) -> None:
+    """A line per row over its columns, with SDs; side by side, so that no bar hides another.
+    Columns that have no order are better not `joined`."""
     for n, (label, row) in enumerate(rows.items()):
         at = np.arange(len(row)) + (n - (len(rows) - 1) / 2) * 0.4 / max(1, len(rows))
         means, sds = [c["mean"] for c in row.values()], [c["sd"] for c in row.values()]
-        axis.errorbar(at, means, sds, label=label, capsize=2, lw=1.2, marker="os^Dvx*"[n % 7], ms=4)
+        style = {"marker": "os^Dvx*"[n % 7], "ls": "-" if joined else ""}
+        axis.errorbar(at, means, sds, label=label, capsize=2, lw=1.2, ms=4, **style)
     columns = list(next(iter(rows.values())))
     axis.set_xticks(range(len(columns)), columns)
     axis.grid(axis="y", lw=0.4, alpha=0.6)

@@ -174,12 +174,12 @@ def _verdict(way: str, aucs: dict[str, dict[str, list[float]]]) -> str:
 
 def _plot(options: Options, tables: dict[str, Any], curves: dict[str, list[list[float]]]) -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.4))
-    lines(left, tables[LESS])
+    lines(left, tables[LESS], joined=False)
     left.axhline(0, color="black", lw=0.8)
     left.set_title("behind a model that was fixed", fontsize=9)
     left.set_ylabel("AUC less that with the vectors it was fixed with")
     cosines = tables[COSINES]
-    lines(middle, cosines)
+    lines(middle, cosines, joined=False)
     middle.set_ylim(top=1.02)
     middle.set_title("at the end, of an entity to itself when the model was fixed", fontsize=9)
     middle.set_ylabel("cosine")
