@@ -177,9 +177,16 @@ def _right() -> list[Output]:
     ]  # fmt: skip
 
 
-def _produce(config: Config, kafka: str, outputs: list[Output]) -> None:
+def _produce(
+    config: Config,
+    kafka: str,
+    outputs: list[Output],
+    *,
+    impressions: list[Any] = IMPRESSIONS,
+    conversions: list[Any] = CONVERSIONS,
+) -> None:
     producer = Producer(producer_settings(config, kafka))
-    for stream, events in (("impressions", IMPRESSIONS), ("conversions", CONVERSIONS)):
+    for stream, events in (("impressions", impressions), ("conversions", conversions)):
         for offset, event in enumerate(events):
             pair = event if isinstance(event, dict) else {"user_id": "", "item_id": ""}
             producer.produce(

@@ -115,20 +115,23 @@ def test_undecodable_events_go_in_again_once_and_only_if_they_decode(
     topics.put_aside("undecodable", IMPRESSIONS, b"{junk", "json: expected an object")
     ahead = _impression("i9", T + 86_400_000 * 9, "u2")
     topics.put_aside("undecodable", IMPRESSIONS, ahead, "event_ms: expected at most ...")
+    cut = _conversion("c9", None, T + 300, "buy", "u3")  # what is left of it decodes
+    topics.put_aside("undecodable", CONVERSIONS, cut, "size: expected at most ...")
 
     before_the_fix = reprocess_undecodable(config, kafka)
-    assert (before_the_fix.waiting, before_the_fix.sent) == (3, 0)
+    assert (before_the_fix.waiting, before_the_fix.sent) == (4, 0)
     assert any("one of ['buy'], got 'rent'" in one.reason for one in before_the_fix.refused)
     assert any("still from the future" in one.reason for one in before_the_fix.refused)
+    assert any("only its first bytes" in one.reason for one in before_the_fix.refused)
 
     fixed = _config(prefix, buy="1000ms", rent="500ms")
     tried = reprocess_undecodable(fixed, kafka, dry_run=True)
-    assert (tried.sent, tried.refused_total, tried.dry_run) == (1, 2, True)
-    assert len(_records(fixed, kafka, CONVERSIONS)) == 1
+    assert (tried.sent, tried.refused_total, tried.dry_run) == (1, 3, True)
+    assert len(_records(fixed, kafka, CONVERSIONS)) == 2
     assert reprocess_undecodable(fixed, kafka).sent == 1
     again = reprocess_undecodable(fixed, kafka)
-    assert (again.waiting, again.already, again.sent) == (2, 1, 0)
-    _, (headers, value) = _records(fixed, kafka, CONVERSIONS)
+    assert (again.waiting, again.already, again.sent) == (3, 1, 0)
+    *_, (headers, value) = _records(fixed, kafka, CONVERSIONS)
     assert json.loads(value) == rent
     assert headers["hw_reprocessed"] == "undecodable/" + "/".join(map(str, source))
     assert read_marks(fixed, kafka) == {source}
