@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from downstream.reader import RepresentationReader
 from topics.errors import RecordInvalid
@@ -97,7 +97,7 @@ def write_safetensors(exported: ExportedVectors, path: Path) -> None:
         "schema": str(SCHEMA),
     }
     with _appearing(path) as building:
-        save_file(tensors, building, metadata)
+        building.write_bytes(save(tensors, metadata))  # its own save_file makes it mode 0600
 
 
 def read_safetensors(path: Path) -> ExportedVectors:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from topics.errors import RecordInvalid
@@ -77,7 +77,7 @@ def save_mix_tower(tower: MixTower, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     path, building = directory / FILE, directory / f".{FILE}.building"
     tensors = {name: tensor.contiguous() for name, tensor in tower.weights.items()}
-    save_file(tensors, building, {"version": json.dumps(tower.version)})
+    building.write_bytes(save(tensors, {"version": json.dumps(tower.version)}))
     building.replace(path)
     return path
 

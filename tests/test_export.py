@@ -59,6 +59,8 @@ def test_other_tools_read_the_files(tmp_path: Path) -> None:
     assert frame["vector"].to_list()[2] == [8.0, 9.0, 10.0, 11.0]
     write_safetensors(exported(), tmp_path / "u.safetensors")
     assert load_file(tmp_path / "u.safetensors")["vectors"].shape == (3, DIM)
+    modes = {path.suffix: path.stat().st_mode for path in tmp_path.glob("u.*")}
+    assert modes[".safetensors"] == modes[".parquet"]  # other users may read either
 
 
 def test_a_file_of_another_making_is_refused(tmp_path: Path) -> None:
