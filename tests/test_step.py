@@ -145,6 +145,19 @@ def test_another_model_than_the_stored_one_is_refused_by_name(tmp_path: Path) ->
             recover_state(store, _learner(store, other), plan_slots(other), other)
 
 
+def test_entities_of_another_layout_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with _open(tmp_path) as store:
+        learner = _learner(store)
+        with monkeypatch.context() as earlier:
+            earlier.setattr("trainer.durable.LAYOUT", 1)
+            recover_state(store, learner, PLAN, CONFIG)
+            stage_state(store, learner, Progress())
+        with pytest.raises(StateMismatch, match=r"layout of entities: stored `1`, now `2`"):
+            recover_state(store, _learner(store), PLAN, CONFIG)
+
+
 def test_an_unknown_model_names_the_nearest() -> None:
     config = make_config(model={"name": "lfm4add"})
     with pytest.raises(ConfigError, match="did you mean 'lfm4ads'"):

@@ -160,7 +160,10 @@ def _check_shape(stored: dict[str, object], asked: dict[str, object]) -> None:
     if differing:
         details = "; ".join(
             f"{name}: stored `{msgspec.json.encode(stored.get(name)).decode()}`, "
-            f"config `{msgspec.json.encode(asked[name]).decode()}`"
+            f"now `{msgspec.json.encode(asked[name]).decode()}`"
             for name in differing
         )
-        raise StateMismatch(f"the store was trained for another model: {details}")
+        raise StateMismatch(
+            f"the store was made by another config or release: {details}; give the config back, or "
+            "learn from the log again into an empty store"
+        )
