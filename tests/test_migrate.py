@@ -133,10 +133,10 @@ def test_a_kill_at_any_moment_leaves_the_old_store_or_the_new_one(tmp_path: Path
     path = tmp_path / "store"
     _write(path, 30_000)
     before = _content(path)
-    took = {step: _killed(path, step, 0.0) for step in STEPS}  # and how long it is to each
+    took: dict[str, float] = {}
     for step in STEPS:  # killed at the step itself
         there = _sets(path)
-        _killed(path, step, 0.0)
+        took[step] = _killed(path, step, 0.0)
         assert _content(path) == before, step
         changed = _sets(path) != there
         assert changed == (step in ("exchanged", "done")), step

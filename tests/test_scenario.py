@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomlkit
 import torch
 from confluent_kafka import Producer
 
@@ -21,6 +20,7 @@ from downstream.scenario.model import Shape, scenario_model
 from downstream.scenario.stream import ScenarioStream
 from downstream.table import VectorTable
 from downstream.transfer import TransferName
+from runtime.config_file import write_config
 from settings.config import Config, KafkaConfig, KindConfig, SlotConfig
 from tests.publishing import DIM, manifest, records, representation
 from tests.test_transfer import Held
@@ -191,8 +191,7 @@ def test_a_scenario_of_its_own_process_learns_from_the_topics(
     config = config_of(prefix)
     ensure_topics(config, kafka)
     file = tmp_path / "c.toml"
-    values = config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    file.write_text(tomlkit.dumps(values), encoding="utf-8")
+    write_config(config, file, comment="the stack")
     publisher = Publisher(config, kafka, f"{prefix}-trainer")
     publisher.publish(1, records([representation("u1", 1, event_ms=500)]), manifest(1))
     publisher.close()
