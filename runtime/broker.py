@@ -132,7 +132,7 @@ class EmbeddedBroker:
             str(self._dir / "server.properties"),
         ]
 
-    def start(self, timeout_s: float = 60) -> None:
+    def start(self, timeout_s: float = 120) -> None:
         """Start and wait until it answers as the cluster formatted here.
 
         Raises BrokerError with the log's reason; ForeignBroker when another cluster answers.

@@ -14,6 +14,7 @@ import tomlkit
 from confluent_kafka import Producer
 
 from settings.config import Config
+from tests.publishing import await_readable
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.names import JOIN_OUTPUTS
@@ -65,7 +66,7 @@ def produce(
             producer.produce(config.topic(stream), key=key, value=value, on_delivery=written)
             if position % 1000 == 0:
                 producer.poll(0)
-    assert producer.flush(60) == 0
+    assert producer.flush(120) == 0
     return placed
 
 
@@ -77,10 +78,11 @@ def join_bounded(config: Config, bootstrap: str, folder: Path) -> list[Row]:
     command = [sys.executable, "-m", "stream", "--config", str(path), "--bootstrap", bootstrap]
     command += ["--state-dir", str(folder / "state"), "--bounded"]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280, check=False
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr
     rows = []
+    await_readable(config, bootstrap, JOIN_OUTPUTS)
     for topic, message in read_to_end(config, bootstrap, JOIN_OUTPUTS):
         rows.append(Row(topic, message.key(), message.value(), message.headers()))
     return rows

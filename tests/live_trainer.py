@@ -56,7 +56,7 @@ class LiveTrainer:
     def stop(self) -> None:
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(60) == 0
+        assert self.process.wait(180) == 0
 
     def manifests(self) -> list[Manifest]:
         return [
@@ -81,7 +81,7 @@ class LiveTrainer:
         )
         return self.manifests()[-1]
 
-    def until(self, reached: Callable[[], bool], seconds: float = 90) -> None:
+    def until(self, reached: Callable[[], bool], seconds: float = 200) -> None:
         ends = time.monotonic() + seconds
         while not reached():
             assert self.process is not None and self.process.poll() is None, "the trainer ended"
@@ -97,6 +97,6 @@ class LiveTrainer:
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )

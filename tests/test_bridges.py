@@ -22,11 +22,18 @@ import pytest
 from downstream.pretrained import load_mix_tower, mix_tower, save_mix_tower
 from examples.following import Following, Put
 from settings.config import Config
-from tests.publishing import DIM, manifest, records, representation, stack_config, tombstone
+from tests.publishing import (
+    DIM,
+    Publisher,
+    manifest,
+    records,
+    representation,
+    stack_config,
+    tombstone,
+)
 from tests.test_transfer import upstream_weights
 from topics.admin import ensure_topics
 from topics.errors import RecordInvalid
-from topics.publisher import Publisher
 
 pytestmark = [pytest.mark.slow]
 
@@ -41,7 +48,7 @@ def _carry(config: Config, kafka: str, put: Put) -> None:
     assert bridge.carry_all() == 3
     changed = [representation("u0", 2), tombstone("u1", 2)]
     publisher.publish(2, records(changed), manifest(2))
-    assert bridge.carry_changes(30) == 1
+    assert bridge.carry_changes(120) == 1
     bridge.close()
     publisher.close()
 
@@ -71,7 +78,7 @@ def test_redis_holds_what_a_reader_holds(kafka: str, prefix: str, redis_url: str
     from examples.redis_sink import redis_key, redis_put
 
     client = redis.Redis.from_url(redis_url)
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while True:
         try:
             client.ping()

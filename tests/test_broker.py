@@ -18,13 +18,13 @@ def test_a_killed_broker_returns_as_the_same_cluster_with_its_topics(tmp_path: P
     with EmbeddedBroker(tmp_path / "broker") as broker:
         bootstrap = broker.bootstrap
         admin = AdminClient({"bootstrap.servers": bootstrap})
-        admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(20)
+        admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(60)
         broker.kill()
         assert broker.pid is None
         broker.start()
         assert broker.bootstrap == bootstrap
         assert cluster_id_at(bootstrap) == broker.cluster_id
-        assert "kept" in admin.list_topics(timeout=20).topics
+        assert "kept" in admin.list_topics(timeout=60).topics
 
 
 def test_a_broker_that_was_not_formatted_here_is_refused_before_any_write(

@@ -63,12 +63,12 @@ def test_a_forgotten_user_is_gone_from_store_and_readers_and_stays_away(
             assert places["a reader"]["found"] == 0
             assert places["representations.user (log)"]["found"] > 0, "told, not hidden"
             assert places["samples"]["found"] == 40 and "deleted by" in places["samples"]["note"]
-            reader.wait_until(report["version"], 30)
+            reader.wait_until(report["version"], 120)
             assert reader.get("user", user) is None and reader.get("cross", f"user:{user}") is None
             # Rolled back to before: everyone comes back but the forgotten.
             old = trainer.manifests()[-2].version
             assert trainer.headwater("rollback", str(old)).returncode == 0
-            reader.wait_until(trainer.manifests()[-1].version, 30)
+            reader.wait_until(trainer.manifests()[-1].version, 120)
             assert reader.get("user", user) is None
             assert trainer.headwater("rollback", "--release").returncode == 0
         trainer.stop()

@@ -133,11 +133,11 @@ def test_tombstones_reach_readers_through_a_real_broker(
         *(sys.executable, "-m", "trainer", "--config", str(config_file), "--bootstrap", kafka),
         *("--store", str(tmp_path / "store"), "--until-end"),
     ]
-    assert subprocess.run(command, timeout=120, check=False).returncode == 0
+    assert subprocess.run(command, timeout=200, check=False).returncode == 0
     with RepresentationReader(config, kafka) as early:  # holds vectors that will be taken away
         held = set(early.matrix("user")[0])
         _produce(kafka, config, samples[200:])
-        assert subprocess.run(command, timeout=120, check=False).returncode == 0
+        assert subprocess.run(command, timeout=200, check=False).returncode == 0
         state = _state(tmp_path / "store", config)
         entities = state["entities"]
         assert {_key_of(entity) for entity in entities} == state["users"] | state["items"]
@@ -147,7 +147,7 @@ def test_tombstones_reach_readers_through_a_real_broker(
             decode_manifest(message.value() or b"")
             for _, message in read_to_end(config, kafka, [MANIFEST])
         ]
-        assert early.wait_until(manifests[-1].version, 30)
+        assert early.wait_until(manifests[-1].version, 120)
         assert set(early.matrix("user")[0]) == users and held - users
         gone = min(held - users)
         assert early.get("user", gone) is None and early.get("cross", f"user:{gone}") is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from settings.config import Config, EventsConfig, KafkaConfig
-from tests.publishing import manifest, records, representation, stack_config, tombstone
+from tests.publishing import Publisher, manifest, records, representation, stack_config, tombstone
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.errors import (
@@ -17,7 +17,6 @@ from topics.errors import (
 )
 from topics.manifest import decode_manifest
 from topics.names import ALL_TOPICS, MANIFEST, REPRESENTATION_TOPICS
-from topics.publisher import Publisher
 from topics.scan import end_offsets, read_to_end
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -140,10 +139,10 @@ def test_what_a_dead_publisher_left_open_is_never_read(kafka: str, prefix: str) 
     config = stack_config(prefix, partitions=1)
     ensure_topics(config, kafka)
     dead = Producer(producer_settings(config, kafka, transactional_id=f"{prefix}-publisher"))
-    dead.init_transactions(30)
+    dead.init_transactions(60)
     dead.begin_transaction()
     dead.produce(config.topic(USERS), key=b"ghost", value=b"\0\0\0\0")
-    dead.flush(30)
+    dead.flush(60)
     assert end_offsets(config, kafka, [USERS]) == {(USERS, 0): 0}
     assert end_offsets(config, kafka, [USERS], read_committed=False) == {(USERS, 0): 1}
     publisher = Publisher(config, kafka, f"{prefix}-publisher")

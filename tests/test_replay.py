@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -24,11 +23,11 @@ from runtime.history import TopicHistory
 from runtime.replaying import ReplayExists, prepare, shadow_prefix
 from runtime.shadow import delete_shadow, existing_topics, shadow_config
 from settings.config import Config
-from tests.publishing import manifest, records, representation, stack_config
+from tests.publishing import Publisher, manifest, records, representation, stack_config
+from tests.test_reader import reader_port
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.pointer import read_pointer, write_pointer
-from topics.publisher import Publisher
 from topics.sample import decode_sample
 from topics.scan import read_to_end
 
@@ -49,7 +48,7 @@ def _within_a_second(done: Callable[[], bool]) -> None:
     """The promise is a second; a machine that is very busy is given more, and the time is shown."""
     started = time.monotonic()
     while not done():
-        assert time.monotonic() < started + 20
+        assert time.monotonic() < started + 120
         time.sleep(0.01)
     print(f"followed after {time.monotonic() - started:.3f} s")  # noqa: T201
 
@@ -65,19 +64,18 @@ def test_readers_in_every_process_follow_a_switch_and_back(
     _publish(shadow, kafka, 3, "a")
     file = tmp_path / "c.toml"
     file.write_text(f'[kafka]\ntopic_prefix = "{prefix}"\n', encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "downstream", "--config", str(file)]
-    command += ["--bootstrap", kafka, "--metrics-port", str(port)]
+    command += ["--bootstrap", kafka]
+    said = tmp_path / "said"
 
     def other_serves(version: int) -> bool:
-        try:
-            text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        except httpx.HTTPError:
+        if not (port := reader_port(said)):
             return False
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
         return f"headwater_reader_version {version}.0" in text
 
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    with said.open("wb") as out:
+        process = subprocess.Popen(command, stderr=out)
     try:
         with RepresentationReader(live, kafka) as reader:
             deadline = time.monotonic() + 120
@@ -93,12 +91,12 @@ def test_readers_in_every_process_follow_a_switch_and_back(
             write_pointer(live, kafka, shadow.kafka.topic_prefix)
             _within_a_second(lambda: reader.version == 3)
             _publish(shadow, kafka, 4, "z")  # it tails what it follows
-            assert reader.wait_until(4, 30) and reader.get("user", "z") is not None
+            assert reader.wait_until(4, 120) and reader.get("user", "z") is not None
         with RepresentationReader(live, kafka) as started_later:
             assert (started_later.follows, started_later.version) == (f"{prefix}-next", 4)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def test_a_pointer_to_nothing_changes_nothing(kafka: str, prefix: str) -> None:
@@ -110,7 +108,7 @@ def test_a_pointer_to_nothing_changes_nothing(kafka: str, prefix: str) -> None:
         time.sleep(1)
         assert reader.version == 7 and reader.follows == prefix
         _publish(live, kafka, 8, "a")
-        assert reader.wait_until(8, 30)
+        assert reader.wait_until(8, 120)
 
 
 def test_switch_refuses_what_has_published_nothing(kafka: str, prefix: str, tmp_path: Path) -> None:
@@ -139,7 +137,7 @@ def test_history_from_topics_keeps_every_byte(kafka: str, prefix: str, tmp_path:
     ]
     for stream, value in sent:
         producer.produce(config.topic(stream), value, b"k")
-    assert producer.flush(30) == 0
+    assert producer.flush(60) == 0
     found = list(TopicHistory(config, kafka, tmp_path).lines(arrival_order=False))
     assert found == [sent[2], sent[1], sent[3], sent[0]]
 
@@ -217,7 +215,7 @@ def test_compare_names_what_differs_and_first(kafka: str, prefix: str) -> None:
             }
             if config is a or n != 8:
                 producer.produce(config.topic("samples"), json.dumps(sample).encode(), b"k")
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
     _publish(a, kafka, 1, "u0", "u1")
     _publish(b, kafka, 1, "u0")
     assert compare(a, a, kafka).identical
@@ -229,4 +227,7 @@ def test_compare_names_what_differs_and_first(kafka: str, prefix: str) -> None:
     assert (users.both, users.identical, users.only_a) == (1, 1, 1) and users.cosine_min == 1.0
     assert not found.identical
     delete_shadow(b, kafka)
-    assert existing_topics(b, kafka) == []
+    ends = time.monotonic() + 60
+    while left := existing_topics(b, kafka):  # the broker's own list comes a moment later
+        assert time.monotonic() < ends, left
+        time.sleep(0.05)

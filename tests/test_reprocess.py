@@ -17,6 +17,7 @@ from runtime.reprocessing import reprocess_late
 from settings.config import Config
 from stream.asides import read_marks, send_once
 from stream.reprocess import reprocess_undecodable
+from tests.publishing import await_readable
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.event import event_key
@@ -98,6 +99,7 @@ def _about(source: tuple[str, int, int], watermark_ms: int) -> Headers:
 
 def _records(config: Config, kafka: str, name: str) -> list[tuple[dict[str, str], bytes]]:
     found = []
+    await_readable(config, kafka, [name])
     for _, message in read_to_end(config, kafka, [name]):
         headers = {key: bytes(value).decode() for key, value in message.headers() or []}
         found.append((headers, message.value() or b""))
@@ -184,7 +186,7 @@ def test_a_run_cut_off_inside_its_transaction_sends_nothing(kafka: str, prefix: 
     buy = _conversion("c1", None, T + 300, "buy", "u1")
     topics.put_aside("undecodable", CONVERSIONS, buy, "kind: ...")
     cut_off = Producer(producer_settings(config, kafka, transactional_id=f"{prefix}-reprocess"))
-    cut_off.init_transactions(30)
+    cut_off.init_transactions(60)
     cut_off.begin_transaction()
     cut_off.produce(config.topic(CONVERSIONS), b"{}", b"k")
     cut_off.produce(config.topic("reprocessed"), b"{}", b"conversions/0/0")

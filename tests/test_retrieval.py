@@ -9,9 +9,16 @@ import pytest
 
 from downstream.reader import RepresentationReader
 from downstream.retrieval import RetrievalIndex, exact_search, recall_at_k
-from tests.publishing import DIM, manifest, records, representation, stack_config, tombstone
+from tests.publishing import (
+    DIM,
+    Publisher,
+    manifest,
+    records,
+    representation,
+    stack_config,
+    tombstone,
+)
 from topics.admin import ensure_topics
-from topics.publisher import Publisher
 
 
 def test_recall_against_exact_search() -> None:
@@ -69,11 +76,10 @@ def test_the_index_follows_the_topic(kafka: str, prefix: str) -> None:
         assert (len(index), index.version) == (20, 1)
         new = [representation("i3", 2, kind="item"), tombstone("i4", 2, kind="item")]
         publisher.publish(2, records(new), manifest(2))
-        assert reader.wait_until(2, 20)
-        for _ in range(200):  # `on_applied` runs after the version shows
-            if index.version == 2 and len(index) == 19:
-                break
-            reader.wait_until(2, 1)
+        assert reader.wait_until(2, 120)
+        ends = time.monotonic() + 60
+        while (index.version, len(index)) != (2, 19):  # `on_applied` runs after the version shows
+            assert time.monotonic() < ends, (index.version, len(index))
             time.sleep(0.02)
         (best,) = index.search(np.ones((1, DIM), np.float32), 1)
         assert best == [("i3", 2.0 * DIM)]

@@ -52,11 +52,11 @@ def test_a_rollback_shows_an_old_version_whole_until_it_is_released(
         _produce(kafka, trainer.config, samples[:60])
         old = trainer.await_published()
         with RepresentationReader(trainer.config, kafka) as reader:
-            reader.wait_until(old.version, 30)
+            reader.wait_until(old.version, 120)
             then = _shown(reader)
             _produce(kafka, trainer.config, samples[60:200])
             newer = trainer.await_published()
-            reader.wait_until(newer.version, 30)
+            reader.wait_until(newer.version, 120)
             later = _shown(reader)
             assert set(later) > set(then), "users came since"
             assert _shown(reader.as_of(old.version)) == then, "one epoch, beside the newest"
@@ -70,7 +70,7 @@ def test_a_rollback_shows_an_old_version_whole_until_it_is_released(
             assert repeated.source_version == old.version and repeated.version > newer.version
             assert repeated.reason == f"rollback to version {old.version}"
             assert repeated.source_offsets == old.source_offsets
-            reader.wait_until(repeated.version, 30)
+            reader.wait_until(repeated.version, 120)
             assert _shown(reader) == then
 
             _produce(kafka, trainer.config, samples[200:280])
@@ -86,7 +86,7 @@ def test_a_rollback_shows_an_old_version_whole_until_it_is_released(
             after = trainer.await_published()
             first = next(m for m in trainer.manifests() if m.version > repeated.version)
             assert first.reason == f"released: held at version {old.version} by a rollback"
-            reader.wait_until(after.version, 30)
+            reader.wait_until(after.version, 120)
             users = {i for kind, i in _shown(reader) if kind == "user"}
             assert users == {s.user_id for s in samples}
             now = _shown(reader)

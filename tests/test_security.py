@@ -17,14 +17,13 @@ from settings.config import Config
 from settings.errors import ConfigError
 from settings.load import load_config
 from stream.plan import client_properties
-from tests.publishing import manifest, records, representation
+from tests.publishing import Publisher, await_readable, manifest, records, representation
 from tests.sample_log import samples
 from tests.secured_broker import SecuredBroker
 from topics.access import rights
 from topics.admin import ensure_topics
 from topics.client import producer_settings
-from topics.errors import TopicUnauthorized
-from topics.publisher import Publisher
+from topics.errors import TopicUnauthorized, TopicUnavailable
 from topics.sample import encode_sample
 from topics.scan import read_to_end
 from trainer.source import KafkaSource
@@ -62,12 +61,13 @@ def test_each_process_gets_by_with_its_own_rights(secured: SecuredBroker) -> Non
     join = config_of(secured, "join")
     assert [m.value() for _, m in read_to_end(join, at, ["impressions"])]
     sink = Producer(producer_settings(join, at, transactional_id="closed-join-0"))
-    sink.init_transactions(30)
+    sink.init_transactions(60)
     sink.begin_transaction()
     sample = next(iter(samples(1)))
     sink.produce(join.topic("samples"), encode_sample(sample), b"k")
-    sink.commit_transaction(30)
+    sink.commit_transaction(60)
     trainer = config_of(secured, "trainer")
+    await_readable(trainer, at, ["samples"])
     ensure_topics(trainer, at)  # it may look at the layout, and creates nothing
     source = KafkaSource(trainer, at, {}, until_end=True)
     found: list[Any] = []
@@ -142,9 +142,13 @@ def test_who_is_not_let_in_hears_why(secured: SecuredBroker, wrong: str, tmp_pat
         another._make_certificate()
         value = str(another.authority)
     config = config_of(secured, "trainer", **{wrong: value})
-    with pytest.raises(TopicUnauthorized, match=r"was not let in; check kafka\.extra") as refused:
-        ensure_topics(config, secured.bootstrap, timeout_seconds=5)
-    assert secured.passwords["trainer"] not in str(refused.value)
+    for seconds in (5, 20, 60):  # on a machine that is very busy, nobody answers in the first
+        with pytest.raises((TopicUnauthorized, TopicUnavailable)) as refused:
+            ensure_topics(config, secured.bootstrap, timeout_seconds=seconds)
+        if refused.type is TopicUnauthorized:
+            break
+    said = str(refused.value)
+    assert "was not let in; check kafka.extra" in said and secured.passwords["trainer"] not in said
 
 
 def test_a_secret_in_a_config_is_refused_and_never_repeated(tmp_path: Path) -> None:

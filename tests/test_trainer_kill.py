@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from confluent_kafka import Producer
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from settings.load import load_config
+from tests.publishing import await_readable
 from tests.sample_log import KINDS, SLOTS_TOML, samples
 from topics.admin import ensure_topics
 from topics.client import producer_settings
@@ -63,7 +65,7 @@ def _write_log(config: Config, bootstrap: str) -> None:
     for sample in samples(IMPRESSIONS):
         producer.produce(config.topic(SAMPLES), encode_sample(sample), key=sample.user_id.encode())
         producer.poll(0)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def _start(config_path: Path, bootstrap: str, store: Path) -> subprocess.Popen[str]:
@@ -82,7 +84,7 @@ def _start(config_path: Path, bootstrap: str, store: Path) -> subprocess.Popen[s
 def _run_to_end(config_path: Path, bootstrap: str, store: Path) -> float:
     started = time.monotonic()
     trainer = _start(config_path, bootstrap, store)
-    _, said = trainer.communicate(timeout=180)
+    _, said = trainer.communicate(timeout=400)
     assert trainer.returncode == 0, said
     return time.monotonic() - started
 
@@ -97,6 +99,7 @@ def _store_digest(config: Config, path: Path) -> dict[str, str]:
 
 def _published_digest(config: Config, bootstrap: str) -> dict[str, tuple[int, str]]:
     digests = {}
+    await_readable(config, bootstrap, REPRESENTATION_TOPICS)
     for name in REPRESENTATION_TOPICS:
         newest: dict[bytes, bytes] = {}
         for _, message in read_to_end(config, bootstrap, [name]):
@@ -138,7 +141,8 @@ def test_killed_trainer_ends_with_the_same_bytes(
     print(f"HEADWATER_SEED={seed}")  # noqa: T201  shown when the test fails, to run it again
     draw = random.Random(seed)
     store_b = tmp_path / "store-b"
-    for target in sorted(draw.randrange(log_samples * 9 // 10) for _ in range(KILLS)):
+    killed = 0
+    for target in sorted(draw.randrange(log_samples * 2 // 3) for _ in range(KILLS)):
         trainer = _start(path, kafka, store_b)
         if draw.random() < 0.2:  # in the imports, or while it recovers what the last kill left
             time.sleep(start_seconds * draw.random())
@@ -146,9 +150,12 @@ def test_killed_trainer_ends_with_the_same_bytes(
             while committed().get((SAMPLES, 0), 0) < target and trainer.poll() is None:
                 time.sleep(0.01)
             time.sleep(draw.random() * 0.2)
-        assert trainer.poll() is None, f"it ended by itself: {trainer.communicate()[1]}"
+        # The moments are the clock's: where this process is held up, the trainer is done before.
+        killed += trainer.poll() is None
         trainer.kill()
-        trainer.communicate()
+        _, said = trainer.communicate()
+        assert trainer.returncode in (-signal.SIGKILL, 0), said
+    assert killed > KILLS // 2, "the kills came too late to prove anything"
     _run_to_end(path, kafka, store_b)
 
     rows_a, rows_b = _store_digest(config_a, store_a), _store_digest(config_b, store_b)
