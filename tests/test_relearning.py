@@ -40,12 +40,17 @@ def _run(
         checkpointing = Checkpointing(
             config, store, clock=lambda: 100.0 * next(ticks), wall=lambda: wall
         )
+
+        def after_commit() -> None:
+            checkpointing.wait()  # one that is due is passed over while another is under way
+            checkpointing.after_commit()
+
         loop = Loop(
             config,
             store,
             sink=sink,
             published=dict(sink.manifests),
-            after_commit=checkpointing.after_commit,
+            after_commit=after_commit,
         )
         source = CrashingSource(samples, loop.progress.offsets, crash_at, random.Random(3))
         try:

@@ -93,7 +93,8 @@ def test_kill_9_during_commits_leaves_a_whole_commit(tmp_path: Path, processes: 
     for kill in range(KILLS):
         child, pipe = _start(processes, write_until_killed, path)
         assert pipe.recv() == promised, kill
-        started_at = pipe.recv()
+        for _ in range(moments.randrange(1, 4)):
+            started_at = pipe.recv()
         time.sleep(moments.uniform(0, 0.1))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -164,7 +165,7 @@ def test_a_full_disk_is_named_and_the_store_goes_on_when_there_is_room(
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         cwd=Path(__file__).parent.parent,
     )
     if "unshare:" in ran.stderr or "mount:" in ran.stderr:

@@ -30,6 +30,7 @@ from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.store import EmbeddingStore, Lookup, PendingCommit
 from tests.knobs import examples
 from tests.store_oracle import Oracle, assert_same
+from tests.test_store_commit import _copy_files
 
 BATCH_KEYS = 6
 CACHE_ROWS = 2 * BATCH_KEYS
@@ -246,6 +247,7 @@ class StoreMachine(RuleBasedStateMachine):
         child = self.store._commits.builder.child_pid
         if hold and child is not None:
             os.kill(child, signal.SIGSTOP)
+            os.waitpid(child, os.WUNTRACED)  # until it stands still: before that it still reads
             self.held = child
         self.pending = self.store.commit_begin()
         self.oracle.begin()
@@ -281,7 +283,7 @@ class StoreMachine(RuleBasedStateMachine):
             _wait(lambda: self.pending is None or self.pending.done)
         if not graceful:
             _wait(lambda: self.store._rocks.property("rocksdb.num-running-compactions") == "0")
-        shutil.copytree(self.store.path, files)
+        _copy_files(self.store.path, files)  # files that were let go may still be on their way
         self._let_go()
         self.store.close()
         self.store = self._open(opening)
