@@ -62,7 +62,7 @@ class JoinProcess:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(60)
+            self.process.wait(180)
 
     @property
     def has_ended(self) -> bool:

@@ -35,7 +35,7 @@ every = "20s"
 def headwater(*arguments: str) -> subprocess.CompletedProcess[str]:
     """One verb, to its end."""
     return subprocess.run(
-        [*HEADWATER, *arguments], capture_output=True, text=True, timeout=250, check=False
+        [*HEADWATER, *arguments], capture_output=True, text=True, timeout=400, check=False
     )
 
 
@@ -88,7 +88,7 @@ class RunningStack:
         """Until it says that it is up."""
         log = self.folder / "up.log"
         until(
-            lambda: b"\nup: Kafka at" in log.read_bytes() or self.up.poll() is not None, 250, "up"
+            lambda: b"\nup: Kafka at" in log.read_bytes() or self.up.poll() is not None, 400, "up"
         )
         assert self.up.poll() is None, log.read_text()
 
@@ -114,7 +114,7 @@ class RunningStack:
             self.silence(stream)
         if self.up.poll() is None:
             headwater("down", *self.at)
-            self.up.wait(60)
+            self.up.wait(180)
         self._log.close()
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:

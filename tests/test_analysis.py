@@ -136,7 +136,7 @@ def test_the_three_tools_over_a_trained_store(tmp_path: Path) -> None:
 
     def run(*command: str) -> dict:  # type: ignore[type-arg]
         done = subprocess.run(
-            [sys.executable, "-m", *command], check=True, stdout=subprocess.PIPE, timeout=200
+            [sys.executable, "-m", *command], check=True, stdout=subprocess.PIPE, timeout=400
         )
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 

@@ -31,7 +31,7 @@ def _headwater(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=os.environ | env,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 

@@ -31,7 +31,7 @@ from settings.config import Config
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 
-_SERVER = "import socket,time; s=socket.socket(); s.bind(({!r}, 0)); s.listen(); time.sleep(60)"
+_SERVER = "import socket,time; s=socket.socket(); s.bind(({!r}, 0)); s.listen(); time.sleep(600)"
 
 
 def found(findings: list[Finding], check: str) -> Finding:
@@ -112,6 +112,7 @@ def test_where_the_command_line_alone_is_installed_no_java_is_asked_for(
 
     monkeypatch.setattr(machine.importlib.metadata, "version", without_what_runs)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setattr(machine, "DISK_FREE_BYTES_MIN", 0)
     findings = diagnose(tmp_path, None)
     assert {finding.verdict for finding in findings} == {"ok"}, findings
     assert "starts none" in found(findings, "versions").says
@@ -150,7 +151,7 @@ def servers() -> Iterator[dict[str, int]]:
         host: subprocess.Popen([sys.executable, "-c", _SERVER.format(host)])
         for host in ("127.0.0.1", "0.0.0.0")
     }
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not all(machine._listening(process.pid) for process in started.values()):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -100,12 +100,12 @@ def test_nothing_is_lost_and_nothing_twice(
 
     def progress() -> None:
         before = taken(config, broker.bootstrap)
-        wait_for(
-            "a checkpoint after the start",
-            lambda: taken(config, broker.bootstrap) > before + RATE,
-            180,
-            join.said,
-        )
+
+        def is_on() -> bool:
+            join.keep()
+            return taken(config, broker.bootstrap) > before + RATE
+
+        wait_for("a checkpoint after the start", is_on, 300, join.said)
 
     for _ in range(KILLS):
         progress()
@@ -129,7 +129,7 @@ def test_nothing_is_lost_and_nothing_twice(
     closes_ms = config.window_ms_max + config.join.lateness + 3_000  # the first windows
     time.sleep(max(0.0, began + closes_ms / 1000 - time.monotonic()))
     traffic.finish()
-    ends = wait_for_the_end(config, broker.bootstrap, join, 180)
+    ends = wait_for_the_end(config, broker.bootstrap, join, 300)
     report = audit(config, broker.bootstrap, settle_seconds=30)
     assert report.balanced, report
     assert report.impressions.in_ + report.conversions.in_ == ends == traffic.sent

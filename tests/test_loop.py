@@ -312,7 +312,7 @@ def test_kill_9_of_the_process_ends_with_the_same_rows(tmp_path: Path) -> None:
             *("--report", str(tmp_path / "r.json")),
         ]
 
-    subprocess.run(command("whole"), check=True, timeout=120)
+    subprocess.run(command("whole"), check=True, timeout=240)
     kills = 0
     for wait_commits in (3, 40):
         process = subprocess.Popen(command("killed"))
@@ -322,7 +322,7 @@ def test_kill_9_of_the_process_ends_with_the_same_rows(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills
-    subprocess.run(command("killed"), check=True, timeout=120)
+    subprocess.run(command("killed"), check=True, timeout=240)
     from settings.load import load_config
 
     config = load_config(config_file, env={}).config

@@ -46,7 +46,7 @@ def test_a_join_whose_only_task_manager_has_ended_says_so(
         [sys.executable, "-c", SCRIPT, kafka, prefix, str(tmp_path / "state")],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=280,
         check=False,
     )
     assert "failed: " in ran.stdout, ran.stderr[-3000:]

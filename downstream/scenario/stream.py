@@ -30,7 +30,8 @@ class ScenarioStream:
     ) -> None:
         self._learner, self._domain, self._task = learner, domain, task
         self._impressions = config.topic(IMPRESSIONS)
-        self._undecodable = 0
+        self._undecodable = self._learnt = 0
+        self._told_at = 1
         ends = end_offsets(config, bootstrap, [IMPRESSIONS, SAMPLES])
         self._consumer = Consumer(consumer_settings(config, bootstrap, scan_group(config)))
         with kafka_errors("assigning the scenario's topics"):
@@ -69,7 +70,10 @@ class ScenarioStream:
                 self._undecodable += 1  # the join sends it to `undecodable` and says why
         # Served first: of one read, no label may come before its impression.
         self._learner.serve(impressions)
-        self._learner.learn(labels)
+        self._learnt += self._learner.learn(labels)
+        if self._learnt >= self._told_at:  # at the first, and whenever they have doubled
+            _log.info("scenario_learns", samples=self._learnt)
+            self._told_at = 2 * self._learnt
 
     def close(self) -> None:
         """Leave Kafka."""
