@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,15 @@ import orjson
 from measuring import config_of
 from study_frame import Options, bars, mean_sd, regret, run_study, run_trainer, say, scores
 from study_log import Log, joined
+from study_seeds import Kept, gathered
 
 from runtime.sources.simulated import SimulatedTraffic
+from settings.config import Config
 
 START_MS = 1_700_006_400_000
 LOSSES = ("vanilla", "fnw", "fnc", "es_dfm", "defer", "defuse")
+ORACLE = "oracle"
+ARMS = (*LOSSES, ORACLE)
 ELAPSED = "1s"
 """Two in five clicks and hardly a purchase convert within it."""
 USERS, ITEMS = 40, 150
@@ -21,15 +27,12 @@ SHIFT = 2.0
 """Of every logit: where conversions are rare, what vanilla loses, p / (1 + dp), is within noise."""
 
 
-def study(options: Options) -> dict[str, Any]:
-    """Regret, AUC and PCOC per loss; `oracle` reads the final labels in the early sample."""
-    impressions = 4_000 if options.quick else 15_000
-    found: dict[str, dict[str, list[float]]] = {
-        arm: {"regret": [], "auc": [], "pcoc": []} for arm in (*LOSSES, "oracle")
-    }
-    recovered: dict[str, list[float]] = {arm: [] for arm in LOSSES}
-    for seed in range(options.seeds):
-        source = SimulatedTraffic(
+class _World:
+    """One seed's stream, read by every loss."""
+
+    def __init__(self, seed: int, impressions: int) -> None:
+        self._seed = seed
+        self._source = SimulatedTraffic(
             start_ms=START_MS,
             seed=seed,
             rate=100.0,
@@ -38,52 +41,69 @@ def study(options: Options) -> dict[str, Any]:
             faults=False,
             logit_shift=SHIFT,
         )
-        values = source.config_values()
-        log = None
-        for arm in found:
-            config = config_of(
-                values,
-                join__policy="correct",
-                join__elapsed=ELAPSED,
-                model__name="shared_bottom",
-                model__delayed_feedback="vanilla" if arm == "oracle" else arm,
-                trainer__cut_by="count",
-                trainer__batch_samples_max=256,
-                trainer__commit_every_steps=100,
-                trainer__seed=seed,
-                optimizer__sparse="adam",
-                optimizer__sparse_lr=0.01,
-                optimizer__dense_lr=0.005,
-            )
-            log = joined(source, config, impressions) if log is None else log
-            read = _oracle(log) if arm == "oracle" else log
-            predictions = run_trainer(read, config)
-            counted = list(log.truth)[len(log.truth) // 3 :]
-            logits = np.stack([predictions[i] for i in counted]).astype(np.float64)
-            truth = np.asarray([[log.truth[i][k] for k in config.tasks] for i in counted])
-            labels = _labels(log, config.tasks)
-            y = np.asarray([labels[i] for i in counted], bool)
-            per_task = [scores(logits[:, t], y[:, t]) for t in range(y.shape[1])]
-            found[arm]["regret"].append(
-                float(np.mean([regret(logits[:, t], truth[:, t]) for t in range(y.shape[1])]))
-            )
-            p = 1 / (1 + np.exp(-logits))
-            found[arm]["pcoc"].append(float(p.sum() / truth.sum()))
-            found[arm]["auc"].append(float(np.mean([s["auc"] for s in per_task])))
-            say(f"seed {seed}: {arm} regret {found[arm]['regret'][-1]:.5f}")
-        low, best = found["vanilla"]["regret"][-1], found["oracle"]["regret"][-1]
-        for arm in LOSSES:
-            recovered[arm].append((low - found[arm]["regret"][-1]) / (low - best))
+        self._impressions = impressions
+
+    @cached_property
+    def _log(self) -> Log:
+        return joined(self._source, self._config("vanilla"), self._impressions)
+
+    def measure(self, arm: str) -> dict[str, float]:
+        """regret, auc and pcoc of `arm`, over all but the first third."""
+        log = self._log
+        config = self._config("vanilla" if arm == ORACLE else arm)
+        predictions = run_trainer(_oracle(log) if arm == ORACLE else log, config)
+        counted = list(log.truth)[len(log.truth) // 3 :]
+        logits = np.stack([predictions[i] for i in counted]).astype(np.float64)
+        truth = np.asarray([[log.truth[i][k] for k in config.tasks] for i in counted])
+        labels = _labels(log, config.tasks)
+        y = np.asarray([labels[i] for i in counted], bool)
+        tasks = range(y.shape[1])
+        p = 1 / (1 + np.exp(-logits))
+        found = {
+            "regret": float(np.mean([regret(logits[:, t], truth[:, t]) for t in tasks])),
+            "auc": float(np.mean([scores(logits[:, t], y[:, t])["auc"] for t in tasks])),
+            "pcoc": float(p.sum() / truth.sum()),
+        }
+        say(f"seed {self._seed}: {arm} regret {found['regret']:.5f}")
+        return found
+
+    def _config(self, loss: str) -> Config:
+        return config_of(
+            self._source.config_values(),
+            join__policy="correct",
+            join__elapsed=ELAPSED,
+            model__name="shared_bottom",
+            model__delayed_feedback=loss,
+            trainer__cut_by="count",
+            trainer__batch_samples_max=256,
+            trainer__commit_every_steps=100,
+            trainer__seed=self._seed,
+            optimizer__sparse="adam",
+            optimizer__sparse_lr=0.01,
+            optimizer__dense_lr=0.005,
+        )
+
+
+def study(options: Options) -> dict[str, Any]:
+    """Regret, AUC and PCOC per loss; `oracle` reads the final labels in the early sample."""
+    impressions = 4_000 if options.quick else 15_000
+    kept = Kept(options, "delay")
+    seeds = []
+    for seed in range(options.seeds):
+        world = _World(seed, impressions)
+        seeds.append({arm: kept.take(partial(world.measure, arm), seed, arm) for arm in ARMS})
+    found = gathered(seeds)
+    recovered = {arm: mean_sd([_recovered(of, arm) for of in seeds]) for arm in LOSSES}
     table = {
         arm: {
             **{name: mean_sd(column) for name, column in columns.items()},
-            "recovered": mean_sd(recovered[arm]) if arm in recovered else "1",
+            "recovered": recovered.get(arm, "1"),
         }
         for arm, columns in found.items()
     }
-    shown = {arm: table[arm]["recovered"] for arm in LOSSES}  # worlds differ more than arms
-    bars(options.out / "delay.png", shown, "recovered of (vanilla - oracle)")
-    best = max(LOSSES, key=lambda arm: table[arm]["recovered"]["mean"])
+    # regret itself differs more between worlds than between arms
+    bars(options.out / "delay.png", recovered, "recovered of (vanilla - oracle)")
+    best = max(LOSSES, key=lambda arm: recovered[arm]["mean"])
     chosen = table[best]
     return {
         "about": f"{impressions:,} impressions of the simulator ({USERS} users, logits shifted by "
@@ -101,6 +121,12 @@ def study(options: Options) -> dict[str, Any]:
             f"{chosen['pcoc']['mean']:.3f} (goal: within 3 %)",
         ],
     }
+
+
+def _recovered(of: Mapping[str, Mapping[str, float]], arm: str) -> float:
+    """How much of vanilla's regret above the oracle's `arm` has not."""
+    low, best = of["vanilla"]["regret"], of[ORACLE]["regret"]
+    return (low - of[arm]["regret"]) / (low - best)
 
 
 def _labels(log: Log, tasks: tuple[str, ...]) -> dict[str, list[int]]:

@@ -27,11 +27,13 @@ from measuring import machine, rounded, say
 from study_log import Log
 
 from embedding_store.store import EmbeddingStore
-from settings.config import Config
+from settings.config import Config, TrainerConfig
 from trainer.batch import Batch
 from trainer.evaluation import Sums
-from trainer.feed import Feed
+from trainer.feed import make_portion
 from trainer.loop import Loop
+from trainer.portion import Portion
+from trainer.slots import Plan
 from trainer.source import SourceRecord, _decode
 from trainer.step import StepResult, row_layout
 
@@ -51,7 +53,7 @@ class Options:
     models: tuple[str, ...] = ()
     """Of the studies of logs: these alone; none = all."""
     resume: bool = False
-    """Take the seeds that `study_seeds` kept (studies of transfer)."""
+    """Take what `study_seeds` kept (the studies that keep it)."""
 
 
 def run_study(
@@ -91,30 +93,43 @@ def run_study(
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
 
 
-class LogSource:
-    """A log's lines, as a `trainer.source.Source`."""
+class Portions:
+    """A log's portions, as a `trainer.feed.PortionSource`.
 
-    def __init__(self, log: Log) -> None:
-        self._lines = log.lines
-        self._next = 0
+    They are decoded and hashed once, and every arm reads the same arrays, which nothing changes:
+    an arm whose slots are those of the one before pays for its learning alone.
+    """
+
+    def __init__(self, log: Log, plan: Plan, trainer: TrainerConfig) -> None:
+        size = trainer.batch_samples_max
+        if log.portions is None or log.portions[:2] != (plan, size):
+            starts = range(0, len(log.lines), size)
+            log.portions = (plan, size, [_portion(log, at, size, plan) for at in starts])
+        self._left = list(reversed(log.portions[2]))
 
     @property
     def at_end(self) -> bool:
-        return self._next >= len(self._lines)
+        return not self._left
 
-    def poll(self, count: int, timeout_seconds: float) -> list[SourceRecord]:
-        del timeout_seconds
-        start, self._next = self._next, min(len(self._lines), self._next + count)
-        return [
-            SourceRecord(*_decode(line)[:1], "log", 0, start + n)
-            for n, line in enumerate(self._lines[start : self._next])
-        ]
+    def take(self, _stopping: Callable[[], bool]) -> Portion | None:
+        return self._left.pop() if self._left else None
+
+    def take_ready(self, _stopping: Callable[[], bool]) -> None:
+        """None, as `Feed` says: what is prefetched when would depend on the clock."""
 
     def committed(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
         """Nothing to tell."""
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _portion(log: Log, start: int, size: int, plan: Plan) -> Portion:
+    records = [
+        SourceRecord(*_decode(line)[:1], "log", 0, start + n)
+        for n, line in enumerate(log.lines[start : start + size])
+    ]
+    return make_portion(records, plan)
 
 
 def run_trainer(
@@ -149,7 +164,7 @@ def run_trainer(
             return result
 
         loop.learner.step = note  # type: ignore[method-assign]
-        loop.run(Feed(LogSource(log), loop.plan, config.trainer))
+        loop.run(Portions(log, loop.plan, config.trainer))
         look(loop, store)
         return predictions
 
@@ -227,7 +242,7 @@ def _page(name: str, result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(found: Mapping[str, float] | str) -> str:
+def _cell(found: Mapping[str, float] | str | int) -> str:
     """Mean ± SD; of one run there is no SD."""
     if not isinstance(found, Mapping):
         return str(found)
@@ -235,5 +250,6 @@ def _cell(found: Mapping[str, float] | str) -> str:
 
 
 __all__ = [
-    "Options", "bars", "lines", "mean_sd", "regret", "run_study", "run_trainer", "say", "scores",
+    "F64", "Options", "Predictions", "bars", "lines", "mean_sd", "regret", "run_study",
+    "run_trainer", "say", "scores",
 ]  # fmt: skip

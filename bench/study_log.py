@@ -16,6 +16,8 @@ import orjson
 
 from runtime.sources.traffic import Source
 from settings.config import Config
+from trainer.portion import Portion
+from trainer.slots import Plan
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class Log:
     """Event time at which each is emitted."""
     truth: dict[str, dict[str, float]] = field(default_factory=dict)
     """Impression -> true probability per kind, where the source knows it."""
+    portions: tuple[Plan, int, list[Portion]] | None = None
+    """What the trainer reads of `lines`, made for the last arm's slots and batch size."""
 
 
 def joined(source: Source, config: Config, impressions_max: int) -> Log:

@@ -20,7 +20,7 @@ import orjson
 import torch
 import xxhash
 from measuring import config_of
-from study_frame import LogSource
+from study_frame import Portions
 from study_log import Log, joined
 
 from downstream.pretrained import MixTower, mix_tower
@@ -39,7 +39,6 @@ from topics.names import KINDS, Kind
 from topics.publisher import Record
 from topics.representation import Representation, decode
 from trainer.basis import adopt
-from trainer.feed import Feed
 from trainer.loop import Loop
 from trainer.step import row_layout
 
@@ -153,7 +152,7 @@ def run_upstream(
                 found.towers.append((loop.progress.now_ms, mix_tower(dense, loop.progress.version)))
 
         loop = Loop(config, store, sink=found, after_commit=after_commit)
-        loop.run(Feed(LogSource(log), loop.plan, config.trainer))
+        loop.run(Portions(log, loop.plan, config.trainer))
     return found
 
 

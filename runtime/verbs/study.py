@@ -16,7 +16,7 @@ from runtime.verbs.stack import stop_on_sigterm
 
 STUDIES = ("online", "delay", "transfer", "deskdrop", "kuairand", "collapse", "entangle")
 OF_LOGS = ("deskdrop", "kuairand")
-BY_SEED = ("transfer",)
+BY_SEED = ("transfer", "deskdrop", "kuairand", "delay")
 """Those that keep what they found per seed (bench/study_seeds.py)."""
 RESUME_HELP = "Take the seeds kept in NAME.seeds.json, of the same code."
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def study(
         help="Where the results go.",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the result, too."),
-    resume: bool = typer.Option(False, "--resume", help=f"transfer: {RESUME_HELP}"),
+    resume: bool = typer.Option(False, "--resume", help=f"{', '.join(BY_SEED)}: {RESUME_HELP}"),
 ) -> None:
     """Compare arms on the same stream; the table is written whatever it says."""
     stop_on_sigterm()
@@ -43,9 +43,16 @@ def study(
     more = ["--models", models] if models else []
     if resume:
         chosen(name, BY_SEED, "study --resume")
-        more.append("--resume")
     run_script(
-        f"study_{name}", name, seeds, quick=quick, out=out, show=as_json, data=data, more=more
+        f"study_{name}",
+        name,
+        seeds,
+        quick=quick,
+        out=out,
+        show=as_json,
+        resume=resume,
+        data=data,
+        more=more,
     )
 
 
@@ -57,6 +64,7 @@ def run_script(
     quick: bool,
     out: Path,
     show: bool,
+    resume: bool,
     data: Path | None = None,
     more: Sequence[str] = (),
 ) -> None:
@@ -74,6 +82,7 @@ def run_script(
         )
     command = [sys.executable, str(script), "--seeds", str(seeds), "--out", str(out)]
     command += ["--quick"] if quick else []
+    command += ["--resume"] if resume else []
     command += ["--data", str(data)] if data is not None else []
     command += more
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)

@@ -32,7 +32,6 @@ def choose_layer(
     resume: bool = _RESUME,
 ) -> None:
     """Which layer to publish as CR: downstream AUC on the stream for every layer, and the best."""
-    more = ["--resume"] if resume else []
     run_script(
         "transfer_choose_layer",
         "choose_layer",
@@ -40,7 +39,7 @@ def choose_layer(
         quick=quick,
         out=out,
         show=as_json,
-        more=more,
+        resume=resume,
     )
 
 
@@ -53,5 +52,4 @@ def skew(
     resume: bool = _RESUME,
 ) -> None:
     """One side fixed, the other swept: AUC and cosine drift, in a free and an anchored basis."""
-    more = ["--resume"] if resume else []
-    run_script("transfer_skew", "skew", seeds, quick=quick, out=out, show=as_json, more=more)
+    run_script("transfer_skew", "skew", seeds, quick=quick, out=out, show=as_json, resume=resume)
