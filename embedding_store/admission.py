@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.errors import StoreCorrupt, StoreMisuse
+from embedding_store.kernel import kernel
 from embedding_store.layout import RowLayout
 from embedding_store.state import StagedState
 
@@ -255,7 +255,7 @@ def _by_number(policy: AdmissionPolicy, layout: RowLayout) -> list[AdmissionRule
     return rules
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _admit(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     table, changed, shift, pane, keys, numbers, counts, kinds, thresholds, chances, admitted
 ) -> None:
@@ -285,7 +285,7 @@ def _admit(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             entries[way] = np.uint64(0)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _way(entries, key, pane):  # type: ignore[no-untyped-def]
     """Where `key` is, or may be: its own entry, an empty one, or the one seen least of late."""
     chosen, least = 0, np.int64(-1)
@@ -302,7 +302,7 @@ def _way(entries, key, pane):  # type: ignore[no-untyped-def]
     return chosen
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _advance(entries, way, pane) -> None:  # type: ignore[no-untyped-def]
     """Forget the counts of panes that have left the window."""
     seen = entries[way, 1] >> np.uint64(32)
@@ -313,7 +313,7 @@ def _advance(entries, way, pane) -> None:  # type: ignore[no-untyped-def]
     entries[way, 1] = (pane << np.uint64(32)) | (entries[way, 1] & np.uint64(0xFFFFFFFF))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _total(counts):  # type: ignore[no-untyped-def]
     total = np.int64(0)
     for pane in range(PANES):
@@ -321,7 +321,7 @@ def _total(counts):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _wins(key, pane, before, after, chance):  # type: ignore[no-untyped-def]
     """Whether any of the occurrences `before` + 1 .. `after` of this pane draws below `chance`."""
     for n in range(before, after):

@@ -6,9 +6,9 @@ Kernels take whole rows `words` [capacity, words] and the word at which the set'
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.kernel import kernel
 from embedding_store.prefetch import AHEAD, prefetch_words
 
 
@@ -24,7 +24,7 @@ def nearest(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + np.uint32(0x7FFF) + even) >> np.uint32(16)).astype(np.uint16)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-def]
     """vectors float32[N, D] = the rows' halves widened; zeros for -1."""
     stride, dim = np.uint64(2 * words.shape[1]), np.uint64(vectors.shape[1])
@@ -43,7 +43,7 @@ def gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-def
             bits[to + d] = np.uint32(halves[at + d]) << np.uint32(16)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def scatter(words, slots, first, vectors, random) -> None:  # type: ignore[no-untyped-def]
     """Round vectors float32[N, D] into the rows, stochastically; -1 is passed over.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from embedding_store.kernel import kernel
 
 _POLYNOMIAL: Final = 0x82F63B78
 _MASK_DELTA: Final = 0xA282EAD8
@@ -28,7 +29,7 @@ def _tables() -> NDArray[np.uint32]:
 _TABLES: Final = _tables()
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _fold(data: NDArray[np.uint8], tables: NDArray[np.uint32], start: Any) -> Any:
     value = np.uint32(start)
     at, whole = 0, len(data) - len(data) % 8
@@ -62,7 +63,7 @@ def crc32c(data: bytes | memoryview) -> int:
     return int(folded) ^ 0xFFFFFFFF
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _prefix_length(data: NDArray[np.uint8], tables: NDArray[np.uint32], wanted: Any) -> Any:
     value = np.uint32(0xFFFFFFFF)
     for at in range(len(data)):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from embedding_store.errors import StoreMisuse
 from embedding_store.eviction import Eviction
-from embedding_store.optimizers import LANES
+from embedding_store.lanes import LANES
 from embedding_store.row import FLAGS_WORD, HEADER_WORDS, SLOT_BITS, RowFormat, SetPlace
 from embedding_store.slab import Slab, step_halves
 
@@ -103,8 +103,9 @@ class DeviceSlab(Slab):
         grad: NDArray[np.float32] | Tensor,
         counts: NDArray[np.int32],
         now_s: int,
+        batch: int,
     ) -> int:
-        self.learn(every, counts, now_s)  # headers lie here, vectors on the device
+        self.learn(every, counts, now_s, batch)  # headers lie here, vectors on the device
         return self.update(place, slots, grad)
 
     def update(

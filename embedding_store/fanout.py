@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.errors import StoreMisuse
+from embedding_store.kernel import kernel
+from embedding_store.lanes import add_floats, copy_floats
 
 
 def expand(vectors: NDArray[np.float32], inverse: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -40,17 +41,16 @@ def check_gradient(grad: Any, shape: tuple[int, int], set_name: str) -> None:
         )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _expand(vectors, inverse, each) -> None:  # type: ignore[no-untyped-def]
     dim = np.uint64(each.shape[1])
     source, into = vectors.reshape(-1), each.reshape(-1)
     for i in range(inverse.shape[0]):
         at, to = np.uint64(inverse[i]) * dim, np.uint64(i) * dim
-        for d in range(dim):
-            into[to + d] = source[at + d]
+        copy_floats(into, to, source, at, dim)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _reduce(grad, inverse, summed) -> None:  # type: ignore[no-untyped-def]
     dim = np.uint64(summed.shape[1])
     source, into = grad.reshape(-1), summed.reshape(-1)
@@ -59,8 +59,6 @@ def _reduce(grad, inverse, summed) -> None:  # type: ignore[no-untyped-def]
         at, to = np.uint64(i) * dim, np.uint64(inverse[i]) * dim
         if inverse[i] == seen:  # its first id: nothing to add to, and nothing was zeroed
             seen += 1
-            for d in range(dim):
-                into[to + d] = source[at + d]
+            copy_floats(into, to, source, at, dim)
         else:
-            for d in range(dim):
-                into[to + d] += source[at + d]
+            add_floats(into, to, source, at, dim)

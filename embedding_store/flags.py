@@ -2,8 +2,9 @@
 
     bits 0-15 slot number | 16 dirty | 17-18 CLOCK's counter | 19-31 last batch, mod 8192
 
-Arrays beside the rows would cost one more random cache line each. Only the slot number leaves the
-slab. `header` is uint32[capacity, words]: whole rows, or headers alone where vectors lie elsewhere.
+Arrays beside the rows would cost one more random cache line each. A batch's use of its rows is
+noted when they learn, which touches their lines anyway. Only the slot number leaves the slab.
+`header` is uint32[capacity, words]: whole rows, or headers alone where vectors lie elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.kernel import kernel
 from embedding_store.prefetch import AHEAD, prefetch
 from embedding_store.row import COUNT_WORD, FLAGS_WORD, SLOT_BITS, TOUCHED_WORD
 
@@ -44,7 +46,28 @@ def ages(words: NDArray[np.uint32], now: np.uint32) -> NDArray[np.uint32]:
 
 
 @njit(inline="always")
-def learn_row(flat, row, counting, count, now_s):  # type: ignore[no-untyped-def]
+def _age(last, now):  # type: ignore[no-untyped-def]
+    """`ages` of one stamp. Numba widens a difference to 64 bits, which would not wrap around."""
+    return np.uint32(now - last) >> np.uint32(BATCH_SHIFT)
+
+
+@njit(inline="always")
+def _used(word, stamp, now):  # type: ignore[no-untyped-def]
+    """The flags word of a row that the batch of `stamp` uses: one reference more, once per batch.
+
+    `now` is the newest batch's stamp; a row that a newer batch than `stamp` uses stays that one's.
+    """
+    last = word & np.uint32(0xFFFFFFFF ^ BELOW_BATCH)
+    if _age(last, now) < _age(stamp, now) or last == stamp:
+        return word
+    low = word & np.uint32(BELOW_BATCH)
+    if low & np.uint32(REFERENCES) != np.uint32(REFERENCES):
+        low += np.uint32(REFERENCE)
+    return low | stamp
+
+
+@njit(inline="always")
+def learn_row(flat, row, counting, count, now_s, stamp, now):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """One row, whose words begin at `flat[row]`, learns; whether it is dirty only now."""
     if counting:
         touched, counted = row + np.uint64(TOUCHED_WORD), row + np.uint64(COUNT_WORD)
@@ -53,16 +76,16 @@ def learn_row(flat, row, counting, count, now_s):  # type: ignore[no-untyped-def
         flat[counted] += min(np.uint32(count), room)
     flags = row + np.uint64(FLAGS_WORD)
     clean = flat[flags] & np.uint32(DIRTY) == 0
-    if clean:
-        flat[flags] |= np.uint32(DIRTY)
+    flat[flags] = _used(flat[flags], stamp, now) | np.uint32(DIRTY)
     return clean
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def learn(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    header, slots, counts, now_s, dirty, many
+    header, slots, counts, now_s, stamp, now, dirty, many
 ):
-    """Rows of `slots` learn: add `counts` [N] (empty = do not), touched `now_s`, marked dirty.
+    """Rows of `slots` learn: add `counts` [N] (empty = do not), touched `now_s`, marked dirty and
+    used by the batch of `stamp`, `now` being the newest batch's.
 
     Times never fall, counts saturate, -1 is passed over. Newly dirty slots are appended to `dirty`,
     `many` so far; returns how many now.
@@ -75,13 +98,25 @@ def learn(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         if slots[i] < 0:
             continue
         count = counts[i] if counting else np.int32(0)
-        if learn_row(flat, np.uint64(slots[i]) * stride, counting, count, now_s):
+        if learn_row(flat, np.uint64(slots[i]) * stride, counting, count, now_s, stamp, now):
             dirty[many] = np.int32(slots[i])
             many += 1
     return many
 
 
-@njit(nogil=True, cache=True)
+@kernel
+def use(header, slots, stamp, now) -> None:  # type: ignore[no-untyped-def]
+    """Rows of `slots` are used by the batch of `stamp`, `now` being the newest batch's."""
+    stride, flat = np.uint64(header.shape[1]), header.reshape(-1)
+    for i in range(slots.shape[0]):
+        if i + AHEAD < slots.shape[0]:
+            prefetch(header, slots[i + AHEAD], FLAGS_WORD)
+        if slots[i] >= 0:
+            flags = np.uint64(slots[i]) * stride + np.uint64(FLAGS_WORD)
+            flat[flags] = _used(flat[flags], stamp, now)
+
+
+@kernel
 def compact(header, dirty, many):  # type: ignore[no-untyped-def]
     """Keep each dirty slot once, at the front of `dirty`; returns how many there are."""
     kept = 0
@@ -96,7 +131,7 @@ def compact(header, dirty, many):  # type: ignore[no-untyped-def]
     return kept
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def sweep(header, now, hand, victims):  # type: ignore[no-untyped-def]
     """CLOCK: fill `victims` with slots whose count ran out, passing over the two newest batches.
 
@@ -108,8 +143,7 @@ def sweep(header, now, hand, victims):  # type: ignore[no-untyped-def]
         if found == victims.shape[0]:
             break
         flags = header[hand, FLAGS_WORD]
-        age = (now - (flags & np.uint32(0xFFFFFFFF ^ BELOW_BATCH))) >> np.uint32(BATCH_SHIFT)
-        if age >= 2:
+        if _age(flags & np.uint32(0xFFFFFFFF ^ BELOW_BATCH), now) >= 2:
             if flags & np.uint32(REFERENCES) == 0:
                 victims[found] = hand
                 found += 1

@@ -9,9 +9,6 @@ nothing is ever swept.
 Linear probing, deletion by shifting back, load at most 0.6 (0.9 while a batch is being resolved).
 A key's home is the top of its hash times the table's size, so the size need not be a power of two:
 27 bytes a key, not 32 to 64.
-
-A row that is found is touched in the same pass: its first line is asked for when the index yields
-it and marked some ids later, when it has come.
 """
 
 from __future__ import annotations
@@ -19,13 +16,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.flags import BELOW_BATCH, REFERENCE, REFERENCES
+from embedding_store.kernel import kernel
 from embedding_store.pages import zeros
 from embedding_store.prefetch import prefetch
-from embedding_store.row import FLAGS_WORD
 
 ABSENT: Final = 0xFFFFFFFF
 """The slot of a key that is in the table but has no slot yet: missed by the batch under way."""
@@ -33,8 +28,6 @@ MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 LOAD: Final = 0.6
 AHEAD: Final = 24
 """Entries asked for ahead of their use: enough to cover a memory access."""
-TOUCHED_BEHIND: Final = 16
-"""Distinct keys between asking for a row's line and marking it."""
 
 
 class Resolved:
@@ -62,27 +55,16 @@ class Index:
         assert size < 1 << 32, "slots are 32-bit numbers"
         self._table: NDArray[np.uint64] = zeros((size, 2), np.uint64)
 
-    def resolve(
-        self,
-        ids: NDArray[np.uint64],
-        *,
-        unique_max: int,
-        header: NDArray[np.uint32],
-        stamp: np.uint32,
-    ) -> Resolved | None:
+    def resolve(self, ids: NDArray[np.uint64], *, unique_max: int) -> Resolved | None:
         """De-duplicate and find. Missed keys stay as placeholders: `assign` or `delete` them.
 
-        Rows found are marked in `header` [capacity, words] as used by the batch of `stamp`, one
-        reference more. None, with the table as before, if there are more than `unique_max` distinct
-        keys.
+        None, with the table as before, if there are more than `unique_max` distinct keys.
         """
         resolved = Resolved(len(ids))
         unique, missed = _resolve(
             self._table,
             ids,
             unique_max,
-            header,
-            stamp,
             resolved.keys,
             resolved.slots,
             resolved.inverse,
@@ -113,31 +95,20 @@ class Index:
         self._table[:] = 0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _home(key, size):  # type: ignore[no-untyped-def]
     """Where a key belongs: its hash's top 32 bits scaled to the table; ascending with the hash."""
     return (((key * MULTIPLIER) >> np.uint64(32)) * size) >> np.uint64(32)
 
 
-@njit(nogil=True, cache=True)
-def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
-    table, ids, unique_max, header, stamp, unique, slots, inverse, counts, misses
+@kernel
+def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    table, ids, unique_max, unique, slots, inverse, counts, misses
 ) -> Any:
     size, one = np.uint64(table.shape[0]), np.uint64(1)
     low, high = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
-    stride, flags = np.uint64(header.shape[1]), header.reshape(-1)
-    many, found, missed, touched = ids.shape[0], 0, 0, 0
-    for i in range(many + TOUCHED_BEHIND + 1):
-        if touched < found and (found - touched > TOUCHED_BEHIND or i >= many):
-            if slots[touched] >= 0:
-                at = np.uint64(slots[touched]) * stride + np.uint64(FLAGS_WORD)
-                mark = flags[at] & np.uint32(BELOW_BATCH)
-                if mark & np.uint32(REFERENCES) != np.uint32(REFERENCES):
-                    mark += np.uint32(REFERENCE)
-                flags[at] = mark | stamp
-            touched += 1
-        if i >= many:
-            continue
+    many, found, missed = ids.shape[0], 0, 0
+    for i in range(many):
         if i + AHEAD < many:
             prefetch(table, np.int64(_home(ids[i + AHEAD], size)), 0)
         key = ids[i]
@@ -160,7 +131,6 @@ def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
         else:
             slot = np.int64(table[at, 1] >> np.uint64(32))
             table[at, 1] = (table[at, 1] & high) | np.uint64(found)
-            prefetch(header, slot, FLAGS_WORD)
         if slot == -1:
             misses[missed] = found
             missed += 1
@@ -172,7 +142,7 @@ def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0917
     return found, missed
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _find(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
     size, one = np.uint64(table.shape[0]), np.uint64(1)
     many = keys.shape[0]
@@ -186,7 +156,7 @@ def _find(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
         slots[i] = np.int64(table[at, 1] >> np.uint64(32)) if table[at, 0] == key else -1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _assign(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
     size, one = np.uint64(table.shape[0]), np.uint64(1)
     low, many = np.uint64(0xFFFFFFFF), keys.shape[0]
@@ -201,7 +171,7 @@ def _assign(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
         table[at, 1] = (np.uint64(slots[i]) << np.uint64(32)) | (table[at, 1] & low)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _delete(table, keys) -> None:  # type: ignore[no-untyped-def]
     size, one = np.uint64(table.shape[0]), np.uint64(1)
     many = keys.shape[0]

@@ -24,6 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.kernel import kernel
 from embedding_store.prefetch import prefetch
 from embedding_store.rocks import ROW_PREFIX
 from embedding_store.table_file import TableLayout, read_layout
@@ -141,7 +142,7 @@ def _blocks(
     return offsets, sizes
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(inline="always")
 def _varint(data, at):  # type: ignore[no-untyped-def]
     """(value, behind it)"""
     value, shift = np.int64(0), 0
@@ -153,7 +154,7 @@ def _varint(data, at):  # type: ignore[no-untyped-def]
             return value, at
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _read_index(data: Any, first: Any, size: Any, offsets: Any, sizes: Any) -> Any:
     """Handles of the data blocks; how many there are, -1 if it cannot be read."""
     restarts = (
@@ -182,7 +183,7 @@ def _read_index(data: Any, first: Any, size: Any, offsets: Any, sizes: Any) -> A
     return many
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _is_right(data, offset, size, context):  # type: ignore[no-untyped-def]
     """Checksum of a long block, and that it is not compressed."""
     end = offset + size
@@ -199,7 +200,7 @@ def _is_right(data, offset, size, context):  # type: ignore[no-untyped-def]
     return data[end] == 0 and np.uint64(sum_) & low == np.uint64(stored)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _index_rows(  # noqa: PLR0911, PLR0912, PLR0917
     data: Any, offsets: Any, sizes: Any, context: Any, row_bytes: Any,
     keys: Any, place: Any, anchor: Any,
@@ -254,7 +255,7 @@ def _index_rows(  # noqa: PLR0911, PLR0912, PLR0917
     return many
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _find(  # noqa: PLR0912, PLR0917
     keys: Any, starts: Any, place: Any, anchor: Any, wanted: Any, todo: Any,
     here: Any, places: Any, rest: Any,
@@ -300,7 +301,7 @@ def _find(  # noqa: PLR0912, PLR0917
     return read, left
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _copy(  # noqa: PLR0917
     data: Any, wanted: Any, here: Any, places: Any, rows: Any, found: Any
 ) -> Any:

@@ -24,12 +24,20 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.flags import learn_row
+from embedding_store.flags import NO_COUNTS, learn_row
+from embedding_store.kernel import kernel
+from embedding_store.lanes import step_floats, sum_squares
 from embedding_store.layout import SetSpec
 from embedding_store.prefetch import AHEAD, prefetch_words
 
-LANES: Final = 8
-"""Partial sums of squares in row-wise Adagrad."""
+NOT_LEARNING: Final = (
+    np.empty((0, 1), np.uint32),
+    NO_COUNTS,
+    *(np.uint32(0), np.uint32(0), np.uint32(0)),
+    np.empty(0, np.int32),
+    0,
+)
+"""For `rowwise`: headers stay as they are."""
 
 
 def hyperparameters(spec: SetSpec) -> NDArray[np.float32]:
@@ -44,94 +52,46 @@ def hyperparameters(spec: SetSpec) -> NDArray[np.float32]:
 # takes an array: slices and calls would count references, which costs more than the sum.
 
 
-@njit(inline="always")
-def _rowwise_row(flat, gradient, v, s, g, dim, hyper, adaptive) -> Any:  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    """Step of one row by row-wise Adagrad, or SGD unless `adaptive`; False = left alone.
-
-    Squares are summed in eight lanes, d % 8, each in order of d, then as a tree: independent sums
-    let the CPU overlap them, in an order that is still fixed.
-    """
-    zero = np.float32(0)
-    q0, q1, q2, q3, q4, q5, q6, q7 = zero, zero, zero, zero, zero, zero, zero, zero
-    whole = dim - (dim & np.uint64(7))
-    for d in range(np.uint64(0), whole, np.uint64(8)):
-        o = g + d
-        q0 += gradient[o] * gradient[o]
-        q1 += gradient[o + np.uint64(1)] * gradient[o + np.uint64(1)]
-        q2 += gradient[o + np.uint64(2)] * gradient[o + np.uint64(2)]
-        q3 += gradient[o + np.uint64(3)] * gradient[o + np.uint64(3)]
-        q4 += gradient[o + np.uint64(4)] * gradient[o + np.uint64(4)]
-        q5 += gradient[o + np.uint64(5)] * gradient[o + np.uint64(5)]
-        q6 += gradient[o + np.uint64(6)] * gradient[o + np.uint64(6)]
-        q7 += gradient[o + np.uint64(7)] * gradient[o + np.uint64(7)]
-    left, o = dim - whole, g + whole
-    q0 += _square(gradient[o]) if left > 0 else zero
-    q1 += _square(gradient[o + np.uint64(1)]) if left > 1 else zero
-    q2 += _square(gradient[o + np.uint64(2)]) if left > 2 else zero
-    q3 += _square(gradient[o + np.uint64(3)]) if left > 3 else zero
-    q4 += _square(gradient[o + np.uint64(4)]) if left > 4 else zero
-    q5 += _square(gradient[o + np.uint64(5)]) if left > 5 else zero
-    q6 += _square(gradient[o + np.uint64(6)]) if left > 6 else zero
-    squares = ((q0 + q4) + (q2 + q6)) + ((q1 + q5) + (q3 + q7))
-    total = squares
-    if adaptive:
-        total = flat[s] + squares / np.float32(dim)
-    finite = np.isfinite(total)
-    if finite:
-        rate = hyper[0]
-        if adaptive:
-            flat[s] = total
-            rate = hyper[0] / (np.sqrt(total) + hyper[1])
-        for d in range(dim):
-            flat[v + d] -= rate * gradient[g + d]
-    return finite
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    words, slots, first, state, grad, hyper, adaptive
+@kernel(error_model="numpy")
+def rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    words, slots, first, state, grad, hyper, adaptive, learning
 ) -> Any:
-    dim, stride = np.uint64(grad.shape[1]), np.uint64(words.shape[1])
-    flat, gradient = words.reshape(-1), grad.reshape(-1)
-    end = max(first + grad.shape[1], state + 1)
-    skipped = 0
-    for i in range(slots.shape[0]):
-        if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], first, end)
-        if slots[i] < 0:
-            continue
-        row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
-        v, s = row + np.uint64(first), row + np.uint64(state)
-        if not _rowwise_row(flat, gradient, v, s, g, dim, hyper, adaptive):
-            skipped += 1
-    return skipped
+    """Row-wise Adagrad, or SGD unless `adaptive`.
 
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def rowwise_learning(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    words, header, slots, first, state, grad, hyper, adaptive, counts, now_s, dirty, many
-) -> Any:
-    """`flags.learn` and the step in one pass: each row's lines are fetched once, not twice.
-
-    (how many rows were left alone, how many are in `dirty` now)
+    With `learning` also `flags.learn` in the same pass, so that each row's lines are fetched once:
+    (header, counts, now_s, stamp, now, dirty, many); else with NOT_LEARNING.
+    Returns (how many rows were left alone, how many are in `dirty` now).
     """
+    header, counts, now_s, stamp, now, dirty, many = learning
     dim, stride = np.uint64(grad.shape[1]), np.uint64(words.shape[1])
     flat, gradient, heads = words.reshape(-1), grad.reshape(-1), header.reshape(-1)
     end = max(first + grad.shape[1], state + 1)
-    skipped, counting = 0, counts.shape[0] > 0
+    start = 0 if heads.shape[0] > 0 else first
+    lr, eps, width = hyper[0], hyper[1], np.float32(grad.shape[1])
+    skipped, heading, counting = 0, heads.shape[0] > 0, counts.shape[0] > 0
     for i in range(slots.shape[0]):
         if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], 0, end)
+            prefetch_words(words, slots[i + AHEAD], start, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
-        count = counts[i] if counting else np.int32(0)
-        if learn_row(heads, row, counting, count, now_s):
-            dirty[many] = np.int32(slots[i])
-            many += 1
+        if heading:
+            count = counts[i] if counting else np.int32(0)
+            if learn_row(heads, row, counting, count, now_s, stamp, now):
+                dirty[many] = np.int32(slots[i])
+                many += 1
         v, s = row + np.uint64(first), row + np.uint64(state)
-        if not _rowwise_row(flat, gradient, v, s, g, dim, hyper, adaptive):
+        total = sum_squares(gradient, g, dim)
+        if adaptive:
+            total = flat[s] + total / width
+        if not np.isfinite(total):
             skipped += 1
+            continue
+        rate = lr
+        if adaptive:
+            flat[s] = total
+            rate = lr / (np.sqrt(total) + eps)
+        step_floats(flat, v, gradient, g, dim, rate)
     return skipped, many
 
 
@@ -144,12 +104,7 @@ def _stays_finite(flat, sums, gradient, g, dim) -> Any:  # type: ignore[no-untyp
     return np.isfinite(after)
 
 
-@njit(nogil=True, cache=True)
-def _square(value) -> Any:  # type: ignore[no-untyped-def]
-    return value * value
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _adagrad(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-untyped-def]  # noqa: PLR0917
     lr, eps = hyper[0], hyper[1]
     dim, stride = np.uint64(grad.shape[1]), np.uint64(words.shape[1])
@@ -173,7 +128,7 @@ def _adagrad(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no
     return skipped
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _adam(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-untyped-def]  # noqa: PLR0917
     one = np.float32(1)
     lr, eps, beta1, beta2 = hyper[0], hyper[1], hyper[2], hyper[3]
@@ -206,7 +161,7 @@ def _adam(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-un
     return skipped
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _power(base, exponent) -> Any:  # type: ignore[no-untyped-def]
     """float64 by squaring: unlike libm's, the same on every machine."""
     result = 1.0
@@ -218,7 +173,7 @@ def _power(base, exponent) -> Any:  # type: ignore[no-untyped-def]
     return result
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _ftrl(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-untyped-def]  # noqa: PLR0917
     lr, l1, l2, beta = hyper[0], hyper[4], hyper[5], hyper[6]
     dim, stride = np.uint64(grad.shape[1]), np.uint64(words.shape[1])
@@ -263,7 +218,7 @@ def step(  # noqa: PLR0917
     left: int
     if spec.optimizer in {"rowwise_adagrad", "sgd"}:
         adaptive = spec.optimizer == "rowwise_adagrad"
-        left = _rowwise(words, slots, first, state, grad, hyper, adaptive)
+        left, _ = rowwise(words, slots, first, state, grad, hyper, adaptive, NOT_LEARNING)
     else:
         left = KERNELS[spec.optimizer](words, slots, first, state, grad, hyper)
     return left

@@ -22,11 +22,11 @@ from typing import Any, Final
 
 import numpy as np
 import xxhash
-from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store.bfloat16 import nearest, widened
 from embedding_store.errors import StoreMisuse
+from embedding_store.kernel import kernel
 from embedding_store.layout import RowLayout, SetSpec
 
 HEADER: Final = [
@@ -181,7 +181,7 @@ def first_vectors(place: SetPlace, keys: NDArray[np.uint64]) -> NDArray[np.float
     return vectors
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _draw(vectors, keys, scale, seed) -> None:  # type: ignore[no-untyped-def]
     """Uniform [-scale, scale) by SplitMix64 of (key, set, d).
 

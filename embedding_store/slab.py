@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from embedding_store import bfloat16, flags, optimizers
@@ -17,6 +16,8 @@ from embedding_store.errors import StoreMisuse
 from embedding_store.eviction import Choice, Eviction
 from embedding_store.flags import NO_COUNTS
 from embedding_store.index import Index, Resolved
+from embedding_store.kernel import kernel
+from embedding_store.lanes import copy_floats
 from embedding_store.layout import SetSpec
 from embedding_store.pages import zeros
 from embedding_store.prefetch import AHEAD, prefetch_words
@@ -59,6 +60,8 @@ class Slab:
         self._dirty_many = 0
         self._pending: NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self._pinned: list[NDArray[np.int64]] = []  # slots of the two newest batches
+        self._newest = 0
+        self._unmarked: dict[int, NDArray[np.int64]] = {}  # of these, by batch: not yet in flags
         self._free: list[int] = []  # below `used`, given up by `drop`
         self.used = 0
 
@@ -76,13 +79,23 @@ class Slab:
 
         Missed keys are placeholders until `admit` or `forget`.
         """
-        resolved = self._index.resolve(
-            ids, unique_max=self.capacity // 2, header=self._header, stamp=flags.stamp(batch)
-        )
+        resolved = self._index.resolve(ids, unique_max=self.capacity // 2)
         if resolved is not None:
+            self._mark_used(batch - 2)  # a batch that did not learn, and cannot any more
+            self._newest = batch
+            self._unmarked[batch] = resolved.slots
             self._pinned = [*self._pinned[-1:], resolved.slots]
             self._choice.used(resolved.slots, batch)
         return resolved
+
+    def _mark_used(self, newest: int) -> None:
+        """Let the flags tell of every batch up to `newest` which rows it uses.
+
+        Else they tell when the batch learns: a pass over cold lines less.
+        """
+        now = flags.stamp(self._newest)
+        for batch in [each for each in self._unmarked if each <= newest]:
+            flags.use(self._header, self._unmarked.pop(batch), flags.stamp(batch), now)
 
     def forget(self, keys: NDArray[np.uint64]) -> None:
         """Undo the placeholders of missed keys that get no row."""
@@ -114,6 +127,7 @@ class Slab:
         """Fill `victims` with the slots of rows that have to go, pinned from now on."""
         if not len(victims):
             return
+        self._mark_used(batch)
         now = flags.stamp(batch)
         found = self._choice.fill(victims, self._header, now)
         if found < len(victims):  # rows unused for a multiple of 8192 batches look pinned
@@ -142,7 +156,7 @@ class Slab:
         self._header[slots, FLAGS_WORD] |= np.uint32(flags.REFERENCE) | flags.stamp(batch)
         self._index.assign(keys, slots)
         self._choice.used(slots, batch)
-        self.learn(slots[marks == CHANGED], NO_COUNTS, 0)
+        self.learn(slots[marks == CHANGED], NO_COUNTS, 0, batch)
         self._pending[slots[marks == PENDING]] = PENDING
 
     def _put(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
@@ -224,20 +238,20 @@ class Slab:
         grad: NDArray[np.float32] | Tensor,
         counts: NDArray[np.int32],
         now_s: int,
+        batch: int,
     ) -> int:
         """`learn` on `every` row of a batch, `update` on those `slots` that have the set: in one
         pass over the rows where these are the same."""
         spec = place.spec
         rowwise = spec.dtype == "float32" and spec.optimizer in {"rowwise_adagrad", "sgd"}
         if slots is not every or not rowwise:
-            self.learn(every, counts, now_s)
+            self.learn(every, counts, now_s, batch)
             return self.update(place, slots, grad)
-        self._reserve_dirty(len(every))
-        skipped, self._dirty_many = optimizers.rowwise_learning(
-            *(self._words, self._header, slots, place.vector_word, place.state_word),
+        learning = self._learning(len(every), counts, now_s, batch)
+        skipped, self._dirty_many = optimizers.rowwise(
+            *(self._words, slots, place.vector_word, place.state_word),
             *(np.ascontiguousarray(grad), self._hyper[place.vector_word]),
-            *(spec.optimizer == "rowwise_adagrad", counts, np.uint32(now_s)),
-            *(self._dirty, self._dirty_many),
+            *(spec.optimizer == "rowwise_adagrad", (self._header, *learning)),
         )
         return int(skipped)
 
@@ -250,15 +264,24 @@ class Slab:
         mixed: NDArray[np.uint64] = self.keys(slots) ^ (counts << np.uint64(17))
         return mixed ^ np.uint64(place.seed)
 
-    def learn(self, slots: NDArray[np.int64], counts: NDArray[np.int32], now_s: int) -> None:
-        """Rows are about to change: mark them dirty and advance their headers by `counts` [N].
-
-        NO_COUNTS leaves the headers; -1 is passed over.
+    def learn(
+        self, slots: NDArray[np.int64], counts: NDArray[np.int32], now_s: int, batch: int
+    ) -> None:
+        """Rows of `batch` are about to change: mark them dirty and used, advance their headers by
+        `counts` [N]. NO_COUNTS leaves counts and times; -1 is passed over.
         """
-        self._reserve_dirty(len(slots))
-        self._dirty_many = flags.learn(
-            self._header, slots, counts, np.uint32(now_s), self._dirty, self._dirty_many
-        )
+        learning = self._learning(len(slots), counts, now_s, batch)
+        self._dirty_many = flags.learn(self._header, slots, *learning)
+
+    def _learning(
+        self, rows: int, counts: NDArray[np.int32], now_s: int, batch: int
+    ) -> tuple[NDArray[np.int32], np.uint32, np.uint32, np.uint32, NDArray[np.int32], int]:
+        """What `flags.learn` takes after the slots, with room for so many dirty `rows` more."""
+        if len(counts):  # every row of the batch: this is its first update
+            self._unmarked.pop(batch, None)
+        self._reserve_dirty(rows)
+        stamp, now = flags.stamp(batch), flags.stamp(self._newest)
+        return counts, np.uint32(now_s), stamp, now, self._dirty, self._dirty_many
 
     def _reserve_dirty(self, rows: int) -> None:
         """Room for the slots of so many rows more."""
@@ -326,7 +349,7 @@ def step_halves(  # noqa: PLR0917
     return left
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-def]
     stride, dim = np.uint64(words.shape[1]), np.uint64(vectors.shape[1])
     flat, into = words.reshape(-1), vectors.reshape(-1)
@@ -340,5 +363,4 @@ def _gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-de
                 into[to + d] = np.float32(0)
             continue
         at = np.uint64(slots[i]) * stride + np.uint64(first)
-        for d in range(dim):
-            into[to + d] = flat[at + d]
+        copy_floats(into, to, flat, at, dim)

@@ -255,7 +255,7 @@ class EmbeddingStore:
         slots = slab_rows(lookup, place)
         # The first update counts every row, also such as lack this set.
         every = slots if lookup.counted else lookup.slab_rows
-        skipped = slab.learn_and_update(place, every, slots, grad, counts, now_s)
+        skipped = slab.learn_and_update(place, every, slots, grad, counts, now_s, lookup.batch)
         lookup.counted = True
         self._gradients_not_finite += skipped
 

@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.kernel import kernel
+
 LONG: Final = 241
 """Bytes from which on an input is long."""
 _SECRET: Final = np.frombuffer(
@@ -59,7 +61,7 @@ _START: Final = np.array(
 )
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(inline="always")
 def _word(data, at):  # type: ignore[no-untyped-def]
     """Eight bytes, little-endian; the compiler makes one load of it."""
     return (
@@ -74,7 +76,7 @@ def _word(data, at):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(inline="always")
 def _accumulate(lanes, data, at, secret):  # type: ignore[no-untyped-def]
     """One stripe of 64 bytes."""
     for lane in range(8):
@@ -84,7 +86,7 @@ def _accumulate(lanes, data, at, secret):  # type: ignore[no-untyped-def]
         lanes[lane] += (mixed & np.uint64(0xFFFFFFFF)) * (mixed >> np.uint64(32))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _folded(a, b):  # type: ignore[no-untyped-def]
     """The 128-bit product's halves, one over the other."""
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -94,7 +96,7 @@ def _folded(a, b):  # type: ignore[no-untyped-def]
     return upper ^ (cross << half | a0 * b0 & low)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def xxh3_64_long(data: Any, first: Any, length: Any) -> Any:
     """uint64 of `data` uint8[first : first + length], where `length` >= LONG."""
     lanes = _START.copy()

@@ -24,6 +24,6 @@ for _batch in range(2, 7):
         _ids, _slots, _form.fresh(_ids, np.zeros(2, np.uint16), 0), np.ones(2, np.bool_), _batch
     )
     _grad = _slab.gather(_form.place("shared"), _slots)
-    _slab.learn(_slots, NO_COUNTS, 0)
+    _slab.learn(_slots, NO_COUNTS, 0, _batch)
     _slab.update(_form.place("shared"), _slots, _grad)
 _slab.find(_ids)

@@ -10,7 +10,6 @@ from embedding_store.index import Index
 
 # Keys whose home entry is the last or the first of a table, so that runs wrap around.
 INVERSE = pow(0x9E3779B97F4A7C15, -1, 2**64)
-HEADER, STAMP = np.zeros((64, 6), np.uint32), np.uint32(0)
 CLASHING = [(home << 60 | i) * INVERSE % 2**64 for home in (15, 0, 14) for i in range(1, 5)]
 key = st.sampled_from([*CLASHING, 1, 2, 2**64 - 1])
 
@@ -37,7 +36,7 @@ def test_as_a_dict_through_deletions(steps: list[tuple[str, int]]) -> None:
 def test_resolve_de_duplicates_in_order_of_first_appearance(batches: list[list[int]]) -> None:
     index, oracle = Index(16), {}
     for ids in batches:
-        resolved = index.resolve(_u64(ids), unique_max=16, header=HEADER, stamp=STAMP)
+        resolved = index.resolve(_u64(ids), unique_max=16)
         assert resolved is not None
         distinct = list(dict.fromkeys(ids))
         assert resolved.keys.tolist() == distinct
@@ -55,7 +54,7 @@ def test_resolve_de_duplicates_in_order_of_first_appearance(batches: list[list[i
 def test_too_many_keys_leave_the_table_as_it_was(ids: list[int], unique_max: int) -> None:
     index = Index(16)
     index.assign(_u64([1]), np.array([7]))
-    resolved = index.resolve(_u64(ids), unique_max=unique_max, header=HEADER, stamp=STAMP)
+    resolved = index.resolve(_u64(ids), unique_max=unique_max)
     assert (resolved is None) == (len(set(ids)) > unique_max)
     if resolved is None:
         assert index.find(_u64([*CLASHING, 1])).tolist() == [-1] * len(CLASHING) + [7]
