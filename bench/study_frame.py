@@ -51,7 +51,7 @@ class Options:
     data: Path | None
     out: Path
     models: tuple[str, ...] = ()
-    """Of the studies of logs: these alone; none = all."""
+    """Of the studies of logs: run these alone; none = all."""
     resume: bool = False
     """Take what `study_seeds` kept (the studies that keep it)."""
 
@@ -194,8 +194,13 @@ def mean_sd(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def bars(path: Path, values: Mapping[str, Mapping[str, float]], label: str) -> None:
-    """A bar per arm with its SD."""
+def bars(
+    path: Path,
+    values: Mapping[str, Mapping[str, float]],
+    label: str,
+    marks: Mapping[str, float] | None = None,
+) -> None:
+    """A bar per arm with its SD, and a named line at each of `marks`."""
     figure, axis = plt.subplots(figsize=(1.5 + 1.1 * len(values), 3.6))
     names = list(values)
     means = [values[name]["mean"] for name in names]
@@ -203,6 +208,11 @@ def bars(path: Path, values: Mapping[str, Mapping[str, float]], label: str) -> N
     low, high = min(means), max(means)
     if low > 0 and low > 0.7 * high:
         axis.set_ylim(low - 0.5 * (high - low) - 0.002, high + 0.3 * (high - low) + 0.002)
+    for n, (name, at) in enumerate((marks or {}).items()):
+        axis.axhline(at, color=("#a53b3b", "#2f7d4f")[n % 2], lw=1.2, ls="--", label=name)
+    if marks:
+        axis.axhline(0, color="0.3", lw=0.8)
+        axis.legend(fontsize=8)
     axis.set_ylabel(label)
     axis.tick_params(axis="x", rotation=40 if len(names) > 4 else 0)
     figure.tight_layout()

@@ -21,6 +21,7 @@ mpl.use("Agg")
 import numpy as np
 import orjson
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 from measuring import config_of
 from study_claims import better, verdict
 from study_frame import Options, Predictions, mean_sd, run_trainer, say, scores
@@ -59,6 +60,7 @@ NOTES = {
 WITHOUT = "dcn"
 """The model that is also run without running rates."""
 PLAIN = f"{WITHOUT}, no rates"
+_OURS, _LIGHTGBM, _RIVER = "#3b6ea5", "#a53b3b", "#2f7d4f"
 Found = dict[str, dict[str, float]]
 """Task -> auc, ne, pcoc of one run."""
 
@@ -172,27 +174,37 @@ def _config(name: str, values: Any, model: str, seed: int, **flags: Any) -> Any:
 
 
 def _plot(shown: dict[str, Any], path: Path) -> None:
-    """A panel per task, an arm per line, in order of AUC."""
-    columns = min(3, len(shown))
+    """A panel per task, an arm per line, in order of AUC; hollow where an arm ran once."""
+    columns = 3 if len(shown) % 3 == 0 else min(2, len(shown))
     rows = -(-len(shown) // columns)
     arms = len(next(iter(shown.values())))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4.6 * columns, (0.2 * arms + 1) * rows), squeeze=False
+        rows, columns, figsize=(4.8 * columns, (0.2 * arms + 1) * rows + 0.4), squeeze=False
     )
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for axis, (task, found) in zip(axes.flat, shown.items(), strict=False):
         order = sorted(found, key=lambda arm: found[arm]["auc"]["mean"])
-        means = [found[arm]["auc"]["mean"] for arm in order]
-        errors = [found[arm]["auc"]["sd"] for arm in order]
-        peers = {"river": "#2f7d4f", **dict.fromkeys(PEERS, "#a53b3b")}
-        colours = [peers.get(arm, "#3b6ea5") for arm in order]
-        axis.errorbar(means, range(len(order)), xerr=errors, fmt="none", ecolor="0.5", capsize=2)
-        axis.scatter(means, range(len(order)), color=colours, s=22, zorder=3)
-        axis.axvline(found[better(found, PEERS)]["auc"]["mean"], color="#a53b3b", linewidth=0.8)
+        line = axis.axvline(found[better(found, PEERS)]["auc"]["mean"], color=_LIGHTGBM, lw=0.8)
+        for at, arm in enumerate(order):
+            auc, runs = found[arm]["auc"], found[arm]["seeds"]
+            colour = _RIVER if arm == RIVER else _LIGHTGBM if arm in PEERS else _OURS
+            error = auc["sd"] if runs > 1 else None
+            inside = colour if runs > 1 else "white"
+            style = {"fmt": "o", "ms": 4.5, "mfc": inside, "ecolor": "0.35", "capsize": 2.5}
+            axis.errorbar(auc["mean"], at, xerr=error, color=colour, **style)
         axis.set_yticks(range(len(order)), order, fontsize=8)
+        axis.grid(axis="x", lw=0.4, alpha=0.6)
+        axis.set_axisbelow(True)
         axis.set(title=task, xlabel="AUC")
-    figure.tight_layout()
+    names = {"ours": _OURS, "LightGBM": _LIGHTGBM, "river": _RIVER}
+    handles = [Line2D([], [], color=c, marker="o", ls="", label=n) for n, c in names.items()]
+    hollow = Line2D([], [], color="0.35", marker="o", mfc="white", ls="", label="one run, no SD")
+    line.set_label("the better LightGBM")
+    bar = Line2D([], [], color="0.35", marker="|", label="± SD over seeds")
+    every = [*handles, bar, hollow, line]
+    figure.legend(handles=every, loc="lower center", ncols=6 if columns > 2 else 3, fontsize=9)
+    figure.tight_layout(rect=(0, 0.035 if columns > 2 else 0.05, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -27,7 +27,7 @@ def study(
     seeds: int = typer.Option(5, "--seeds", min=1, help="Runs per arm."),
     quick: bool = typer.Option(False, "--quick", help="A small stream: proves that it runs."),
     data: Path = typer.Option(None, "--data", help="deskdrop, kuairand: where the log lies."),
-    models: str = typer.Option("", "--models", help="deskdrop, kuairand: these alone, A,B,C."),
+    models: str = typer.Option("", "--models", help="deskdrop, kuairand: run these alone, A,B,C."),
     out: Path = typer.Option(
         ROOT / "docs" / "studies",
         "--out",
