@@ -26,7 +26,7 @@ ABSENT: Final = 0xFFFFFFFF
 """The slot of a key that is in the table but has no slot yet: missed by the batch under way."""
 MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 LOAD: Final = 0.6
-AHEAD: Final = 24
+AHEAD: Final = 48
 """Entries asked for ahead of their use: enough to cover a memory access."""
 
 
@@ -105,7 +105,7 @@ def _home(key, size):  # type: ignore[no-untyped-def]
 def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     table, ids, unique_max, unique, slots, inverse, counts, misses
 ) -> Any:
-    size, one = np.uint64(table.shape[0]), np.uint64(1)
+    size, one, entries = np.uint64(table.shape[0]), np.uint64(1), table.reshape(-1)
     low, high = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
     many, found, missed = ids.shape[0], 0, 0
     for i in range(many):
@@ -113,25 +113,25 @@ def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             prefetch(table, np.int64(_home(ids[i + AHEAD], size)), 0)
         key = ids[i]
         at = _home(key, size)
-        while table[at, 0] != key and table[at, 0] != 0:
+        while entries[at << one] != key and entries[at << one] != 0:
             at = at + one if at + one < size else np.uint64(0)
-        new = table[at, 0] == 0
+        value = (at << one) + one
+        there, new = entries[value], entries[value - one] == 0
         if not new:
-            position = np.int64(table[at, 1] & low)
-            if position < found and unique[position] == key:
-                inverse[i] = position
+            position = there & low
+            if position < np.uint64(found) and unique[position] == key:
+                inverse[i] = np.int32(position)
                 counts[position] += 1
                 continue
         if found == unique_max:
             return -found, missed
         if new:
-            table[at, 0] = key
+            entries[value - one] = key
+            there = high
+        entries[value] = (there & high) | np.uint64(found)
+        slot = np.int64(there >> np.uint64(32))
+        if slot == ABSENT:
             slot = np.int64(-1)
-            table[at, 1] = high | np.uint64(found)
-        else:
-            slot = np.int64(table[at, 1] >> np.uint64(32))
-            table[at, 1] = (table[at, 1] & high) | np.uint64(found)
-        if slot == -1:
             misses[missed] = found
             missed += 1
         unique[found] = key
