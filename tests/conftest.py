@@ -26,6 +26,10 @@ pytest_plugins = ("tests.skips",)
 # A test's JVM lives for seconds: the optimizing compiler costs it half of its processor time.
 os.environ.setdefault(JAVA_OPTIONS, "-XX:TieredStopAtLevel=1")
 
+# As the trainer does by default, and before torch is loaded: two threads of each of two workers on
+# two busy cores wait for each other most of their time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No deadline and no complaint of slowness: the machine is shared, and kernels compile at their
 # first call. The examples are the same each time, so that a red run is about the change; `make
 # prove` looks for new ones.

@@ -23,14 +23,14 @@ def test_a_killed_broker_returns_as_the_same_cluster_with_its_topics(tmp_path: P
         assert broker.pid is None
         broker.start()
         assert broker.bootstrap == bootstrap
-        assert cluster_id_at(bootstrap) == broker.cluster_id
+        assert cluster_id_at(bootstrap, timeout_s=60) == broker.cluster_id
         assert "kept" in admin.list_topics(timeout=60).topics
 
 
 def test_a_broker_that_was_not_formatted_here_is_refused_before_any_write(
     tmp_path: Path, kafka: str
 ) -> None:
-    theirs = cluster_id_at(kafka)
+    theirs = cluster_id_at(kafka, timeout_s=60)
     broker = EmbeddedBroker(tmp_path / "broker")
     broker.prepare()
     state = tmp_path / "broker" / "broker.json"

@@ -130,7 +130,7 @@ def test_nothing_is_lost_and_nothing_twice(
     time.sleep(max(0.0, began + closes_ms / 1000 - time.monotonic()))
     traffic.finish()
     ends = wait_for_the_end(config, broker.bootstrap, join, 300)
-    report = audit(config, broker.bootstrap, settle_seconds=30)
+    report = audit(config, broker.bootstrap, settle_seconds=90)
     assert report.balanced, report
     assert report.impressions.in_ + report.conversions.in_ == ends == traffic.sent
     assert report.impressions.sampled > 0 and report.conversions.attributed > 0
