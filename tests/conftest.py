@@ -62,6 +62,16 @@ def _same_draws() -> None:
         sys.modules["torch"].manual_seed(1)
 
 
+class _SteadyBroker(EmbeddedBroker):
+    """It is never killed, so nobody waits for its session to end: a machine that stands still for
+    some seconds does not cost it its partitions."""
+
+    def _properties(self, controller_port: int) -> str:
+        plain = super()._properties(controller_port).splitlines()
+        kept = [line for line in plain if not line.startswith("broker.session.timeout.ms=")]
+        return "\n".join([*kept, "broker.session.timeout.ms=60000", ""])
+
+
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """host:port of a real broker: $HEADWATER_TEST_BOOTSTRAP, else compose's own in a container
@@ -74,7 +84,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with broker_container.container_broker() as at:
             yield at
         return
-    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as broker:
+    with _SteadyBroker(tmp_path_factory.mktemp("broker")) as broker:
         yield broker.bootstrap
 
 

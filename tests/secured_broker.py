@@ -121,6 +121,7 @@ class SecuredBroker(EmbeddedBroker):
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "super.users": "User:admin;User:ANONYMOUS",  # the latter on the inner listeners only
             "allow.everyone.if.no.acl.found": "false",
+            "broker.session.timeout.ms": "60000",  # it is never killed
         }
         plain = super()._properties(controller_port)
         kept = [line for line in plain.splitlines() if line.partition("=")[0] not in own]

@@ -13,9 +13,17 @@ from confluent_kafka.cimpl import NewTopic
 
 from settings.config import Config
 from topics.client import client_settings
-from topics.errors import TopicMismatch, TopicUnknown, kafka_errors, topic_error
+from topics.errors import (
+    TopicMismatch,
+    TopicUnavailable,
+    TopicUnknown,
+    kafka_errors,
+    topic_error,
+)
 from topics.names import ALL_TOPICS, EVENT_TOPICS, partition_count, topic_settings
 from topics.scan import end_offsets
+
+_TRY_SECONDS = 10.0
 
 
 def ensure_topics(config: Config, bootstrap: str, *, timeout_seconds: float = 30.0) -> None:
@@ -33,7 +41,7 @@ def ensure_topics(config: Config, bootstrap: str, *, timeout_seconds: float = 30
             admin.poll(0)  # if it was not let in, its error callback hears so only now
             raise
     missing = [name for name in ALL_TOPICS if config.topic(name) not in existing]
-    _create(admin, config, missing, timeout_seconds)
+    _create(config, bootstrap, missing, timeout_seconds)
     if missing:
         # A topic that was just made has a leader before the leader knows: ask until it answers.
         _wait_for_leaders(config, bootstrap, timeout_seconds)
@@ -57,9 +65,25 @@ def _wait_for_leaders(config: Config, bootstrap: str, timeout_seconds: float) ->
             return
 
 
-def _create(admin: AdminClient, config: Config, names: list[str], timeout_seconds: float) -> None:
-    if not names:
-        return
+def _create(config: Config, bootstrap: str, names: list[str], timeout_seconds: float) -> None:
+    """Patient with a broker that was started, or stood still, a moment ago: until its controller
+    hears of it again it is fenced, and there is nobody to lay a topic upon."""
+    deadline = time.monotonic() + timeout_seconds
+    while names:
+        try:
+            # A client of its own each time: one that has met no controller waits for it in vain.
+            _create_at_once(admin_client(config, bootstrap), config, names, timeout_seconds)
+        except TopicUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _create_at_once(
+    admin: AdminClient, config: Config, names: list[str], timeout_seconds: float
+) -> None:
     topics = [
         NewTopic(
             config.topic(name),
@@ -69,14 +93,23 @@ def _create(admin: AdminClient, config: Config, names: list[str], timeout_second
         )
         for name in names
     ]
-    futures = admin.create_topics(topics, operation_timeout=timeout_seconds)
+    try_seconds = min(timeout_seconds, _TRY_SECONDS)
+    futures = admin.create_topics(
+        topics, operation_timeout=try_seconds, request_timeout=try_seconds
+    )
     for topic, future in futures.items():
         try:
             future.result()
         except KafkaException as error:
             # Another process of the stack created it a moment ago: its layout is checked below.
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise topic_error(error, f"creating topic {topic}") from error
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                continue
+            found = topic_error(error, f"creating topic {topic}")
+            if error.args[0].code() == KafkaError.INVALID_REPLICATION_FACTOR and (
+                "currently fenced" in str(error.args[0])
+            ):
+                found = TopicUnavailable(str(found))
+            raise found from error
 
 
 def _differences(admin: AdminClient, config: Config, timeout_seconds: float) -> Iterator[str]:
