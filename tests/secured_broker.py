@@ -86,7 +86,7 @@ class SecuredBroker(EmbeddedBroker):
         ]
         admin = self.admin()  # kept: its futures die with it
         for future in admin.create_acls(bindings).values():
-            future.result(30)
+            future.result(60)
 
     def is_ready(self) -> bool:
         admin = self.admin()

@@ -210,7 +210,7 @@ def _produce(
         producer.produce(
             config.topic(output["topic"]), key=b"k", value=output["value"], headers=headers
         )
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def _audit(kafka: str, prefix: str, outputs: list[Output]) -> AuditReport:

@@ -90,7 +90,7 @@ def _produce_as_a_stranger(config: Config, bootstrap: str, values: list[bytes]) 
     for value in values:
         producer.produce(config.topic("impressions"), value, b"u\x1fa" if value[:1] else None)
     producer.produce(config.topic("impressions"), values[0], b"k" * 50_000)
-    assert producer.flush(60) == 0
+    assert producer.flush(120) == 0
 
 
 @pytest.mark.kafka

@@ -203,11 +203,11 @@ def test_what_the_broker_would_not_stand(kafka: str, prefix: str, tmp_path: Path
     )
     admin = AdminClient({"bootstrap.servers": kafka})
     for future in admin.incremental_alter_configs([changed]).values():
-        future.result(20)
+        future.result(60)
     producer = Producer(producer_settings(config, kafka))
     ahead_ms = int((time.time() + 100) * 1000)
     producer.produce(config.topic("impressions"), b"{}", timestamp=ahead_ms)
-    assert producer.flush(20) == 0
+    assert producer.flush(120) == 0
     findings = diagnose(tmp_path, file)
     timeout = found(findings, "transaction timeout")
     assert timeout.verdict == "problem" and "172800000 ms, the broker allows" in timeout.says

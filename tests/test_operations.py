@@ -66,7 +66,7 @@ class _Traffic:
             self._produce("impressions", pair | own)
             done = {"conversion_id": f"c{n}", "kind": kind, "impression_id": None, "value": 1.5}
             self._produce("conversions", pair | done | {"event_ms": now_ms + 50})
-        assert self._producer.flush(60) == 0
+        assert self._producer.flush(120) == 0
 
     def _produce(self, stream: str, event: dict[str, Any]) -> None:
         key = event_key(event["user_id"], event["item_id"])

@@ -137,7 +137,7 @@ def test_history_from_topics_keeps_every_byte(kafka: str, prefix: str, tmp_path:
     ]
     for stream, value in sent:
         producer.produce(config.topic(stream), value, b"k")
-    assert producer.flush(60) == 0
+    assert producer.flush(120) == 0
     found = list(TopicHistory(config, kafka, tmp_path).lines(arrival_order=False))
     assert found == [sent[2], sent[1], sent[3], sent[0]]
 
@@ -215,7 +215,7 @@ def test_compare_names_what_differs_and_first(kafka: str, prefix: str) -> None:
             }
             if config is a or n != 8:
                 producer.produce(config.topic("samples"), json.dumps(sample).encode(), b"k")
-        assert producer.flush(60) == 0
+        assert producer.flush(120) == 0
     _publish(a, kafka, 1, "u0", "u1")
     _publish(b, kafka, 1, "u0")
     assert compare(a, a, kafka).identical

@@ -73,7 +73,7 @@ class _Topics:
         self._producer.produce(
             self._config.topic(name), raw, key, headers=headers or {}, on_delivery=written
         )
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(120) == 0
         return found[0]
 
     def put_aside(
