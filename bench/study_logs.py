@@ -78,17 +78,15 @@ def compare(name: str, options: Options) -> dict[str, Any]:
     models = options.models or (QUICK_MODELS if options.quick else tuple(MODELS))
     base = _config(name, values, "lr", 0)
     log = joined(source, base, 6_000 if options.quick else 10**9)
-    samples = [orjson.loads(line) for line in log.lines]
-    labels = {s["impression_id"]: s["labels"] for s in samples if s["state"] == "final"}
-    order = [s["impression_id"] for s in samples if s["state"] == "early"]
+    labels, order = _outcomes(log)
     say(f"{len(order):,} impressions, {len(log.lines):,} samples")
 
     def ours(model: str, seed: int, **flags: Any) -> Predictions:
         return run_trainer(log, _config(name, values, model, seed, **flags))
 
     arms: dict[str, Callable[[int], Predictions]] = {
-        **{p: partial(lightgbm_daily, samples, base.tasks, leaves) for p, leaves in PEERS.items()},
-        RIVER: partial(river_online, samples, base.tasks),
+        **{p: partial(lightgbm_daily, log, base.tasks, leaves) for p, leaves in PEERS.items()},
+        RIVER: partial(river_online, log, base.tasks),
         **{model: partial(ours, model) for model in models},
     }
     if WITHOUT in models:
@@ -134,6 +132,19 @@ def compare(name: str, options: Options) -> dict[str, Any]:
             verdict(task, rows, tuple(MODELS), tuple(PEERS)) for task, rows in shown.items()
         ],
     }
+
+
+def _outcomes(log: Log) -> tuple[dict[str, Row], list[str]]:
+    """Impression -> its final labels; impressions in the order shown. The samples themselves are
+    not held: Python's collector would walk through millions of objects in every arm."""
+    labels, order = {}, []
+    for line in log.lines:
+        sample = orjson.loads(line)
+        if sample["state"] == "final":
+            labels[sample["impression_id"]] = sample["labels"]
+        elif sample["state"] == "early":
+            order.append(sample["impression_id"])
+    return labels, order
 
 
 def _digest(log: Log) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import lightgbm
 import numpy as np
 import numpy.typing as npt
+import orjson
 from river import linear_model, optim
 from study_frame import Predictions
+from study_log import Log
 
 DAY_MS = 86_400_000
 _PRIOR = 20.0
@@ -58,11 +60,10 @@ def _categorical(sample: Row) -> list[tuple[str, str]]:
     return found + [(k, v) for k, v in sample["features"].items() if isinstance(v, str)]
 
 
-def lightgbm_daily(
-    samples: list[Row], tasks: tuple[str, ...], leaves: int, seed: int
-) -> Predictions:
+def lightgbm_daily(log: Log, tasks: tuple[str, ...], leaves: int, seed: int) -> Predictions:
     """Retrained at each midnight on every impression whose final had been emitted; `seed` draws
     what a tree sees."""
+    samples = [orjson.loads(line) for line in log.lines]
     slots = ["user_id", "item_id", "domain"]
     slots += sorted(
         {
@@ -128,11 +129,12 @@ def _trained(x: npt.NDArray[Any], y: npt.NDArray[Any], leaves: int, seed: int) -
     return models
 
 
-def river_online(samples: list[Row], tasks: tuple[str, ...], _seed: int) -> Predictions:
+def river_online(log: Log, tasks: tuple[str, ...], _seed: int) -> Predictions:
     """Logistic regression on (slot, value), AdaGrad; learns a final when emitted; draws nothing."""
     models = [linear_model.LogisticRegression(optim.AdaGrad(0.1), intercept_lr=0.05) for _ in tasks]
     predictions: Predictions = {}
-    for sample in samples:
+    for line in log.lines:
+        sample = orjson.loads(line)
         if sample["state"] == "correction":
             continue
         x = {f"{slot}={value}": 1.0 for slot, value in _categorical(sample)}
