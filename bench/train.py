@@ -39,6 +39,7 @@ from topics.names import SAMPLES
 from topics.publisher import Publisher
 from trainer import metrics
 from trainer.feed_process import FeedProcess, kafka_order
+from trainer.garbage import collect_rarely
 from trainer.loop import Loop
 from trainer.models.model import Model
 from trainer.parts.sets import SHARED
@@ -76,6 +77,7 @@ def measure(quick: bool) -> dict[str, Any]:
             ready = prepare(config, lines, table, BATCH)
             del lines
             say(f"{samples:,} samples are in the log and as tensors")
+            collect_rarely()
             rounds_of = _rounds(config, broker.bootstrap, folder, ready, rounds)
     ours, bare, publishing = (
         [samples / s for s in rounds_of[k]] for k in ("trainer", "in_memory", "publishing")

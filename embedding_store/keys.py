@@ -7,8 +7,9 @@ changing this file orphans every row (tests/golden values pin it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -36,14 +37,18 @@ def row_key(slot: str, value: str) -> int:
 
 def row_keys(slot: str, values: Sequence[str]) -> NDArray[np.uint64]:
     """Keys uint64[N] of `values` (strings, any length, lone surrogates allowed) in `slot`."""
-    digest, seed = xxhash.xxh3_64_intdigest, slot_seed(slot)
     try:
-        hashed = [digest(value.encode(), seed) for value in values]
+        keys = _hashed(map(str.encode, values), slot, len(values))
     except UnicodeEncodeError:  # JSON's "\ud800" is legal in a str and has no strict UTF-8 form
-        hashed = [digest(value.encode("utf-8", "surrogatepass"), seed) for value in values]
-    keys = np.array(hashed, dtype=np.uint64)
+        keys = _hashed((v.encode("utf-8", "surrogatepass") for v in values), slot, len(values))
     keys[keys == RESERVED_KEY] = STAND_IN_FOR_RESERVED
     return keys
+
+
+def _hashed(values: Iterable[bytes], slot: str, count: int) -> NDArray[np.uint64]:
+    """uint64[count]; no step of Python's between two values."""
+    digests = map(xxhash.xxh3_64_intdigest, values, repeat(slot_seed(slot)))
+    return np.fromiter(digests, np.uint64, count)
 
 
 def checked_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -43,6 +43,7 @@ from trainer.checkpointing import Checkpointing
 from trainer.commands import KafkaCommands
 from trainer.errors import TrainerError
 from trainer.feed_process import FeedProcess, kafka_order
+from trainer.garbage import collect_rarely
 from trainer.loop import Loop
 from trainer.models.catalogue import check_model_name
 from trainer.opening import open_store
@@ -159,6 +160,7 @@ def _run_stream(config: Config, options: argparse.Namespace) -> None:
             lag = LagMonitor(config, bootstrap, trainer_group(config), [SAMPLES], positions)
             REGISTRY.register(lag)
             REGISTRY.register(DiskSpace("store", options.store))
+            collect_rarely()
             try:
                 loop.run(source, stop.is_set)
             finally:

@@ -22,13 +22,13 @@ from trainer.features import (
     I64,
     NO_KEYS,
     U64,
+    columns,
     number_keys,
     read_codes,
     read_numbers,
     read_similarities,
     read_vectors,
     signed_logs,
-    values,
 )
 from trainer.slots import SIDES, Plan, Side, SidePlan
 
@@ -217,8 +217,7 @@ def _encode_side(
     ages: list[F32] = []
     numeric: list[F32] = []
     vectors: list[F32] = []
-    for s, slot in enumerate(plan.slots):
-        raw = values(samples, slot)
+    for s, (slot, raw) in enumerate(zip(plan.slots, columns(samples, plan.slots), strict=True)):
         if slot.type == "vector":
             dense = read_vectors(raw, slot, rejected)
             missing[:, s] = np.isnan(dense[:, 0])

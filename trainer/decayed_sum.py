@@ -1,5 +1,5 @@
-"""Sums that forget with time: one pass over a batch, in its order, so that equal batches give equal
-bytes."""
+"""What reached each entity last, and sums that forget with time: one pass over a batch, in its
+order, so that equal batches give equal bytes."""
 
 from __future__ import annotations
 
@@ -44,3 +44,12 @@ add_decayed = numba.njit(cache=True)(_add_decayed)
 One older than the newest comes decayed itself. Updates `sums` [E, C], `last_ms` [E] and `counts`
 [E] in place. The result does not depend on the order of events, but for rounding. Half-life 0 keeps
 the newest."""
+
+
+def _raise_to(times: I64, numbers: I64, values: I64) -> None:
+    for i in range(len(numbers)):
+        times[numbers[i]] = max(times[numbers[i]], values[i])
+
+
+raise_to = numba.njit(cache=True)(_raise_to)
+"""times[numbers] <- max(times, values), for `values` [B]; `times` [E] in place."""

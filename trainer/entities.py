@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from embedding_store.keys import row_keys
 from embedding_store.store import EmbeddingStore
-from trainer.decayed_sum import add_decayed
+from trainer.decayed_sum import add_decayed, raise_to
 from trainer.features import F32, I64
 from trainer.packed import PackedRows
 
@@ -77,21 +77,24 @@ class Entities:
     def __init__(self, store: EmbeddingStore, cross_dim: int) -> None:
         self._store = store
         self._cross_dim = cross_dim
-        self._forget()
-
-    def _forget(self) -> None:
-        self._numbers: dict[EntityKey, int] = {}
         self.head = np.zeros(_FIRST_CAPACITY, _HEAD)
         """[E] of the open ones: times in ms (NEVER = not yet), the count behind CR, and the step
         of the model that made the newest activation in it."""
-        self.cross: F32 = np.zeros((_FIRST_CAPACITY, self._cross_dim), np.float32)
-        """[E, C] decayed sums, as of `cross_last_ms`."""
-        self._features: list[bytes] = []
+        self.cross: F32 = np.zeros((_FIRST_CAPACITY, cross_dim), np.float32)
+        """[E, C] decayed sums, as of `cross_last_ms`; anything where the count is 0."""
         self._batch_of: I64 = np.full(_FIRST_CAPACITY, NEVER, np.int64)
         self._row_of: I64 = np.zeros(_FIRST_CAPACITY, np.int64)
-        self._batches: list[PackedRows] = []
         self._changed = np.zeros(_FIRST_CAPACITY, bool)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Close all; their places in the columns are the next ones'."""
+        self._numbers: dict[EntityKey, int] = {}
+        self._features: list[bytes] = []
+        self._batches: list[PackedRows] = []
         self._new: set[int] = set()
+        self._batch_of[:] = NEVER
+        self._changed[:] = False
 
     def open(self, keys: Sequence[EntityKey]) -> I64:
         """[N] numbers of `keys`, which may repeat. One read of the disk for all that are not open;
@@ -133,8 +136,8 @@ class Entities:
         from them.
         """
         head = self.head
-        np.maximum.at(head["event_ms"], numbers, newest_ms)
-        np.maximum.at(head["produced_ms"], numbers, produced_ms)
+        raise_to(head["event_ms"], numbers, newest_ms)
+        raise_to(head["produced_ms"], numbers, produced_ms)
         self._changed[numbers] = True
         rows = np.flatnonzero(first)
         if not rows.size:
@@ -142,10 +145,12 @@ class Entities:
         if packed is not None:
             self._see(numbers[rows], event_ms[rows], rows, packed)
         if cross is not None:
-            np.maximum.at(head["cross_event_ms"], numbers[rows], newest_ms[rows])
-            np.maximum.at(head["cross_produced_ms"], numbers[rows], produced_ms[rows])
+            raise_to(head["cross_event_ms"], numbers[rows], newest_ms[rows])
+            raise_to(head["cross_produced_ms"], numbers[rows], produced_ms[rows])
             head["cross_step"][numbers[rows]] = step
-            self._add_cross(numbers[rows], event_ms[rows], cross[rows], half_life_ms)
+            every = len(rows) == len(numbers)  # as a rule: `cross` need not be copied
+            seen = cross if every else cross[rows]
+            self._add_cross(numbers[rows], event_ms[rows], seen, half_life_ms)
 
     def _see(self, numbers: I64, event_ms: I64, rows: I64, packed: PackedRows) -> None:
         """Keep where the newest features of each entity are; packing them waits for the commit,
@@ -260,9 +265,10 @@ class Entities:
         capacity = len(self.head)
         if count <= capacity:
             return
-        more = max(2 * capacity, count) - capacity
-        self.head = np.concatenate([self.head, np.zeros(more, _HEAD)])
-        self.cross = np.concatenate([self.cross, np.zeros((more, self._cross_dim), np.float32)])
-        self._batch_of = np.concatenate([self._batch_of, np.full(more, NEVER, np.int64)])
-        self._row_of = np.concatenate([self._row_of, np.zeros(more, np.int64)])
-        self._changed = np.concatenate([self._changed, np.zeros(more, bool)])
+        used, capacity = len(self._numbers), max(2 * capacity, count)
+        for name in ("head", "cross", "_batch_of", "_row_of", "_changed"):
+            column = getattr(self, name)
+            grown = np.zeros((capacity, *column.shape[1:]), column.dtype)  # untouched, so unbacked
+            grown[:used] = column[:used]
+            setattr(self, name, grown)
+        self._batch_of[used:] = NEVER

@@ -24,23 +24,28 @@ F64 = npt.NDArray[np.float64]
 RECENCY_SCALE_MS = 3_600_000.0
 """An entry of a sequence this old weighs half of one that is new."""
 _BUCKETS_PER_OCTAVE = 2
+_OF_THE_SAMPLE = ("user_id", "item_id", "domain")
+"""Slots that are no feature."""
 NO_KEYS: U64 = np.empty(0, np.uint64)
 
 
-def values(samples: Sequence[Sample], slot: Slot) -> list[Any]:
-    """The slot's value of every sample; None = missing."""
-    if slot.name == "user_id":
-        return [s.user_id for s in samples]
-    if slot.name == "item_id":
-        return [s.item_id for s in samples]
-    if slot.name == "domain":
-        return [s.domain for s in samples]
-    return [s.features.get(slot.name) for s in samples]
+def columns(samples: Sequence[Sample], slots: Sequence[Slot]) -> list[Sequence[Any]]:
+    """Each slot's value in every sample, [slots][B]; None = missing.
+
+    Sample by sample: what lies together in memory is read together.
+    """
+    names = [slot.name for slot in slots]
+    rows = [list(map(sample.features.get, names)) for sample in samples]
+    found: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [() for _ in names]
+    for s, name in enumerate(names):
+        if name in _OF_THE_SAMPLE:
+            found[s] = [getattr(sample, name) for sample in samples]
+    return found
 
 
 def read_codes(
     samples: Sequence[Sample],
-    values: list[Any],
+    values: Sequence[Any],
     slot: Slot,
     lengths: I64,
     rejected: Counter[tuple[str, str]],
@@ -49,6 +54,10 @@ def read_codes(
 
     An empty list has 0 keys, which is not the same as missing: -1.
     """
+    if slot.type == "categorical" and set(map(type, values)) == {str}:  # as a rule
+        lengths[:] = 1
+        ones, zeros = np.ones(len(values), np.float32), np.zeros(len(values), np.float32)
+        return row_keys(slot.name, values), ones, zeros
     words: list[str] = []
     weights: list[float] = []
     ages: list[float] = []
@@ -118,7 +127,7 @@ def _read_sequence(
     ]
 
 
-def read_numbers(values: list[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F64:
+def read_numbers(values: Sequence[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F64:
     """[B] each number, NaN where missing."""
     column = np.full(len(values), np.nan, np.float64)
     for b, value in enumerate(values):
@@ -182,7 +191,7 @@ def bucket_keys(slot: Slot, present: F32) -> tuple[U64, F32]:
     return keys[inverse], np.ones(present.size, np.float32)
 
 
-def read_vectors(values: list[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F32:
+def read_vectors(values: Sequence[Any], slot: Slot, rejected: Counter[tuple[str, str]]) -> F32:
     """[B, dim] vectors scaled to length <= 1, rows of NaN where missing.
 
     Scaled, since one vector of huge numbers would otherwise throw every dense weight away.

@@ -35,6 +35,7 @@ from topics.errors import TopicError
 from trainer import errors as trainer_errors
 from trainer.errors import FeedDied, TrainerError
 from trainer.feed import POLL_SECONDS, Feed
+from trainer.garbage import collect_rarely
 from trainer.portion import Portion, dump_portion, load_portion
 from trainer.slots import Plan, plan_slots
 from trainer.source import FileSource, KafkaSource, Offsets, Source, retry_while_away
@@ -262,6 +263,7 @@ class _Child:
             "finding the samples", lambda: _open(first, config), self._stopped
         )
         feed = Feed(source, plan_slots(config), config.trainer)
+        collect_rarely()
         self._send(_READY, [])
         try:
             while not self._listen(0.0 if self._wanted else None):
