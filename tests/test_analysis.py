@@ -13,6 +13,7 @@ import pytest
 
 from embedding_store.reading import StoreReader
 from embedding_store.store import EmbeddingStore
+from runtime.verbs.analyse import _lines
 from tests.sample_stream import config_toml, make_config, make_samples, write_samples
 from trainer.analysis.activations import layer_ranks
 from trainer.analysis.measures import (
@@ -156,6 +157,7 @@ def test_the_three_tools_over_a_trained_store(tmp_path: Path) -> None:
     report = run(*tool, "entanglement", *of, "--single", f"click={single}", "--png", str(plots[1]))
     assert report["entanglement"]["click"] == pytest.approx(0, abs=1e-9)  # against itself
     assert report["views"]["click|buy"] == pytest.approx(0, abs=1e-9)  # one shared set: one view
+    assert "`shared`" in _lines("entanglement", report)[-1]
     report = run(*tool, "correlation", *of, "--samples", str(file), "--png", str(plots[2]))
     bits = {name: slot["bits"]["click"] for name, slot in report["slots"].items()}
     assert bits["user_id"] > 10 * bits["os"]  # users have a click rate of their own

@@ -77,8 +77,22 @@ def _lines(tool: str, report: dict[str, Any]) -> list[str]:
             for name, of in report["activations"].items()
         ]
     if tool == "entanglement":
-        return [
+        lines = [
             f"{name:<40} {v:.3f}"
             for name, v in {**report["entanglement"], **report["views"]}.items()
         ]
+        return lines + _what_it_cannot_say(report)
     return [f"{task:<24} Spearman {value:.3f}" for task, value in report["spearman"].items()]
+
+
+def _what_it_cannot_say(report: dict[str, Any]) -> list[str]:
+    """Where entanglement's figures are as they are for any model of this kind."""
+    if not report["pairs"]:
+        return ["no rows of user_id and item_id in the store: nothing to measure yet"]
+    sets = set(report["sets"].values())
+    if len(sets) == 1 and report["views"]:
+        return [
+            f"every task reads the set `{sets.pop()}`: their views are one by construction; "
+            "--single TASK=DIR compares it with a model of that task alone"
+        ]
+    return []
