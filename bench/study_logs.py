@@ -36,9 +36,12 @@ PEERS = {"lightgbm": 31, "lightgbm, 7 leaves": 7}
 """Arm -> leaves of a tree. The small trees overfit rare tasks less; each task's verdict is against
 the better of the two."""
 RIVER = "river"
-PEER_RUNS = {"deskdrop": 1}
-"""Of each LightGBM, at most: that log's year is 1,400 trainings for one. River draws nothing, and
-runs once."""
+RUNS_MAX = {
+    "kuairand": {"lightgbm": 1, RIVER: 1},
+    "deskdrop": {**dict.fromkeys(PEERS, 1), RIVER: 1},
+}
+"""River draws nothing; of a LightGBM a run costs as much as eight models (kuairand) or twenty (the
+1,400 trainings of deskdrop's year)."""
 QUICK_MODELS = ("lr", "dcn")
 LOSSES = {"kuairand": "vanilla"}
 """That log has no conversion times: the early sample has every label, and nothing is delayed."""
@@ -99,11 +102,10 @@ def compare(name: str, options: Options) -> dict[str, Any]:
         say(f"seed {seed}, {arm}: {said}")
         return found
 
-    runs_max = dict.fromkeys(PEERS, PEER_RUNS.get(name, options.seeds)) | {RIVER: 1}
     for peers in (False, True):  # last, as they cost most: a run that is cut has ours
         for seed in range(options.seeds):
             for arm in arms:
-                if (arm in runs_max) is peers and seed < runs_max.get(arm, options.seeds):
+                if (arm in (*PEERS, RIVER)) is peers and seed < RUNS_MAX[name].get(arm, seed + 1):
                     kept.take(partial(measure, arm, seed), seed, arm)
     runs = {arm: kept.runs(arm) for arm in (*PEERS, RIVER, *MODELS, PLAIN)}
     shown = {
