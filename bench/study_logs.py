@@ -125,9 +125,9 @@ def compare(name: str, options: Options) -> dict[str, Any]:
         "retrained at each midnight on all matured impressions with the same running rates, has "
         f"{TREES} trees of {' or '.join(map(str, PEERS.values()))} leaves at rate .1, so that it "
         "is cheap, and no early stopping; a seed draws the rows and columns that a tree sees. A "
-        "task's verdict is against the one of larger AUC; river draws nothing. SD is over seeds: "
-        "the log is one, and its own noise is in no figure. The best model of a task is named by "
-        "the figures that it is shown with. "
+        "task's verdict is against the one of larger AUC, without an SD where that ran once; river "
+        "draws nothing. SD is over seeds: the log is one, and its own noise is in no figure. The "
+        "best model of a task is named by the figures that it is shown with. "
         f"{NOTES[name]}",
         "tables": {f"Task {task}": rows for task, rows in shown.items()},
         "verdicts": [

@@ -91,17 +91,13 @@ def test_a_verdict_claims_nothing_inside_two_sd(monkeypatch: pytest.MonkeyPatch)
     peers = tuple(arms)
     arms |= {"dcn": row(0.731, 0.004), "stem": row(0.729, 0.004), "river": row(0.9, 0, 1)}
     said = verdict("like", arms, ("dcn", "stem"), peers)
-    assert "1 of 2 models are above lightgbm, 7 leaves in AUC by more than 2 SD" in said
-    assert "our best, dcn, by +0.0110 ± 0.005 over 5 seeds (" in said
-    assert "stem, by +0.0090 ± 0.005 over 5 seeds, inside 2 SD" in verdict(
-        "like", arms, ("stem",), peers
-    )
-    arms["dcn"] = row(0.731, 0.0, 1)
+    assert "1 of the 2 models of 3 seeds or more are above lightgbm, 7 leaves in AUC" in said
+    assert "our best of them, dcn, by +0.0110 ± 0.005 (" in said
+    assert "stem, by +0.0090 ± 0.005, inside 2 SD" in verdict("like", arms, ("stem",), peers)
+    arms["dcn"] = row(0.731, 0.0, 2)
     said = verdict("like", arms, ("dcn", "stem"), peers)
-    assert "0 of 1 models" in said, "of one run nothing is claimed"
-    assert "dcn, +0.0110 AUC against lightgbm, 7 leaves in one run" in verdict(
-        "like", arms, ("dcn",), peers
-    )
+    assert "0 of the 1 models" in said, "an SD of two runs says little"
+    assert "of fewer than 3 seeds nothing is claimed" in verdict("like", arms, ("dcn",), peers)
 
 
 def test_every_arm_reads_the_same_portions_of_a_log(studies: Any) -> None:
