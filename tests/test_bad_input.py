@@ -183,7 +183,7 @@ def test_a_full_disk_ends_the_trainer_with_its_reason_and_the_store_goes_on(tmp_
             command,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=500,
             check=False,
             preexec_fn=limit,
         )
