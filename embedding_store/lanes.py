@@ -1,8 +1,9 @@
 """Eight floats at a time for numba kernels: LLVM vectors, written out.
 
 Left to itself the compiler takes these loops one float at a time, since it cannot know that source
-and target do not overlap: six times the instructions, seen on rows of 16. Arrays are flat, C-order
-and float32; offsets and lengths are in floats and not checked. No fused multiply-add and a fixed
+and target do not overlap; and a function of the kernel's, even an inlined one, would count a
+reference to each array at each row. Arrays are flat, C-order and float32, and do not overlap;
+offsets and lengths are in floats and not checked. No fused multiply-add and a fixed
 order of sums: the same bytes on every machine.
 """
 

@@ -14,7 +14,7 @@ import tomlkit
 from confluent_kafka import Producer
 
 from settings.config import Config
-from tests.publishing import await_readable
+from tests.readable import await_readable
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.names import JOIN_OUTPUTS

@@ -22,15 +22,8 @@ import pytest
 from downstream.pretrained import load_mix_tower, mix_tower, save_mix_tower
 from examples.following import Following, Put
 from settings.config import Config
-from tests.publishing import (
-    DIM,
-    Publisher,
-    manifest,
-    records,
-    representation,
-    stack_config,
-    tombstone,
-)
+from tests.publishing import DIM, manifest, records, representation, stack_config, tombstone
+from tests.readable import Publisher
 from tests.test_transfer import upstream_weights
 from topics.admin import ensure_topics
 from topics.errors import RecordInvalid

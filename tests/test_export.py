@@ -21,15 +21,8 @@ from downstream.export import (
 )
 from runtime.cli import app
 from runtime.config_file import write_config
-from tests.publishing import (
-    DIM,
-    Publisher,
-    manifest,
-    records,
-    representation,
-    stack_config,
-    tombstone,
-)
+from tests.publishing import DIM, manifest, records, representation, stack_config, tombstone
+from tests.readable import Publisher
 from topics.admin import ensure_topics
 from topics.errors import RecordInvalid
 

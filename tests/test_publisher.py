@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from settings.config import Config, EventsConfig, KafkaConfig
-from tests.publishing import Publisher, manifest, records, representation, stack_config, tombstone
+from tests.publishing import manifest, records, representation, stack_config, tombstone
+from tests.readable import Publisher
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.errors import (

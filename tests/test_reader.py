@@ -21,16 +21,9 @@ from downstream.errors import ReaderFailed, ReaderTimeout
 from downstream.freshness import Freshness
 from downstream.reader import RepresentationReader
 from runtime.broker import EmbeddedBroker
-from tests.publishing import (
-    DIM,
-    Publisher,
-    manifest,
-    records,
-    representation,
-    stack_config,
-    tombstone,
-)
-from topics import publisher as publishing
+from tests.publishing import DIM, manifest, records, representation, stack_config, tombstone
+from tests.readable import Publisher
+from topics import publisher as plain
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.errors import TopicUnavailable, TopicUnknown, WireVersionError
@@ -96,7 +89,7 @@ def _wait_for(true: object, seconds: float = WAIT_S) -> None:
 def test_half_a_version_is_never_seen(kafka: str, prefix: str) -> None:
     config = stack_config(prefix, partitions=3)
     ensure_topics(config, kafka)
-    publisher = publishing.Publisher(config, kafka, f"{prefix}-publisher")
+    publisher = plain.Publisher(config, kafka, f"{prefix}-publisher")
     ids = [f"u{i}" for i in range(500)]
     publisher.publish(1, records(representation(i, 1) for i in ids), manifest(1))
     seen: set[int] = set()

@@ -23,7 +23,8 @@ from runtime.history import TopicHistory
 from runtime.replaying import ReplayExists, prepare, shadow_prefix
 from runtime.shadow import delete_shadow, existing_topics, shadow_config
 from settings.config import Config
-from tests.publishing import Publisher, manifest, records, representation, stack_config
+from tests.publishing import manifest, records, representation, stack_config
+from tests.readable import Publisher
 from tests.test_reader import reader_port
 from topics.admin import ensure_topics
 from topics.client import producer_settings

@@ -17,7 +17,7 @@ from runtime.reprocessing import reprocess_late
 from settings.config import Config
 from stream.asides import read_marks, send_once
 from stream.reprocess import reprocess_undecodable
-from tests.publishing import await_readable
+from tests.readable import await_readable
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.event import event_key

@@ -9,15 +9,8 @@ import pytest
 
 from downstream.reader import RepresentationReader
 from downstream.retrieval import RetrievalIndex, exact_search, recall_at_k
-from tests.publishing import (
-    DIM,
-    Publisher,
-    manifest,
-    records,
-    representation,
-    stack_config,
-    tombstone,
-)
+from tests.publishing import DIM, manifest, records, representation, stack_config, tombstone
+from tests.readable import Publisher
 from topics.admin import ensure_topics
 
 

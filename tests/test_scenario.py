@@ -22,7 +22,8 @@ from downstream.table import VectorTable
 from downstream.transfer import TransferName
 from runtime.config_file import write_config
 from settings.config import Config, KafkaConfig, KindConfig, SlotConfig
-from tests.publishing import DIM, Publisher, manifest, records, representation
+from tests.publishing import DIM, manifest, records, representation
+from tests.readable import Publisher
 from tests.test_transfer import Held
 from topics.admin import ensure_topics
 from topics.client import producer_settings

@@ -17,7 +17,8 @@ from settings.config import Config
 from settings.errors import ConfigError
 from settings.load import load_config
 from stream.plan import client_properties
-from tests.publishing import Publisher, await_readable, manifest, records, representation
+from tests.publishing import manifest, records, representation
+from tests.readable import Publisher, await_readable
 from tests.sample_log import samples
 from tests.secured_broker import SecuredBroker
 from topics.access import rights

@@ -24,7 +24,7 @@ from confluent_kafka import Producer
 from embedding_store.store import EmbeddingStore
 from settings.config import Config
 from settings.load import load_config
-from tests.publishing import await_readable
+from tests.readable import await_readable
 from tests.sample_log import KINDS, SLOTS_TOML, samples
 from topics.admin import ensure_topics
 from topics.client import producer_settings

@@ -21,7 +21,7 @@ from runtime.broker import EmbeddedBroker
 from runtime.machine import _listening
 from settings.config import Config
 from settings.load import load_config
-from tests.publishing import await_readable
+from tests.readable import await_readable
 from tests.sample_stream import config_toml, make_samples
 from topics.admin import ensure_topics
 from topics.client import consumer_settings, producer_settings

@@ -103,7 +103,8 @@ class Publisher:
     def publish(self, version: int, records: Iterable[Record], manifest: Manifest) -> Manifest:
         """Write `records` and `manifest` (whose end_offsets are filled in here) as one transaction.
 
-        Returns the manifest as written, once it is committed and readable. Raises PublishAborted
+        Returns the manifest as written, once it is committed: a reader sees it some milliseconds
+        later, when the broker has written the markers. Raises PublishAborted
         (readers saw nothing: call again with the same version), TopicUnavailable (the outcome is
         unknown: call again with the same version), PublisherFenced or another TopicClientFatal
         (exit the process), TopicUnauthorized, RecordTooLarge.
