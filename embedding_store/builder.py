@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +25,9 @@ from numpy.typing import NDArray
 
 from embedding_store.commit import Changes, CommitRecord
 from embedding_store.errors import StoreUnreadable
-from embedding_store.rocks import Write
+from embedding_store.packed_state import pack_state
 
 MEMORY_BYTES_MIN: Final = 1 << 20
-DELETED: Final = -1
-_LENGTHS: Final = struct.Struct("<ii")
-"""Length of the value of a record that is to be gone."""
 
 
 class Job(msgspec.Struct, kw_only=True):
@@ -62,7 +57,7 @@ class SharedMemory:
         self._map: mmap.mmap | None = None
 
     def reserve(self, size: int) -> memoryview:
-        """At least `size` writable bytes; what was there before is void."""
+        """At least `size` writable bytes, with what was there before."""
         if self._map is None or size > self._bytes:
             self._bytes = max(MEMORY_BYTES_MIN, size + size // 2)
             os.ftruncate(self.descriptor, self._bytes)
@@ -86,17 +81,9 @@ class TableBuilder:
         self._child: subprocess.Popen[bytes] | None = None
         discard_unfinished(directory)
 
-    def place(
-        self, rows_many: int, words: int, deleted: NDArray[np.uint64], state: Sequence[Write]
-    ) -> NDArray[np.float32]:
-        """Put deletions and state into the shared memory; float32[N, words] there, to be filled."""
-        packed = pack_state(state)
-        rows_bytes = 4 * words * rows_many
-        memory = self._memory.reserve(rows_bytes + deleted.nbytes + len(packed))
-        memory[rows_bytes : rows_bytes + deleted.nbytes] = deleted.view(np.uint8).data
-        start = rows_bytes + deleted.nbytes
-        memory[start : start + len(packed)] = packed
-        self._state_bytes = len(packed)
+    def place(self, rows_many: int, words: int) -> NDArray[np.float32]:
+        """float32[N, words] in the shared memory, to be filled."""
+        memory = self._memory.reserve(4 * words * rows_many)
         rows = np.frombuffer(memory, np.float32, rows_many * words)
         return rows.reshape(rows_many, words)
 
@@ -108,6 +95,13 @@ class TableBuilder:
         `changes.rows` are those from `place`. Blocks without holding Python's lock.
         """
         self._directory.mkdir(exist_ok=True)
+        state = pack_state(changes.state)
+        state_bytes = sum(map(len, state))
+        at = changes.rows.nbytes
+        memory = self._memory.reserve(at + changes.deleted.nbytes + state_bytes)
+        for part in (changes.deleted.tobytes(), *state):
+            memory[at : at + len(part)] = part
+            at += len(part)
         file = self._directory / f"commit-{last.id + 1}.sst"
         rows_many, words = changes.rows.shape
         reply = self._ask(
@@ -116,7 +110,7 @@ class TableBuilder:
                 rows=rows_many,
                 words=words,
                 deleted=len(changes.deleted),
-                state_bytes=self._state_bytes,
+                state_bytes=state_bytes,
                 last=last,
                 rows_total=rows_total,
             )
@@ -178,29 +172,3 @@ def discard_unfinished(directory: Path) -> None:
     if directory.is_dir():
         for file in directory.iterdir():
             file.unlink()
-
-
-def pack_state(state: Sequence[Write]) -> bytes:
-    """Records one after another: lengths int32[2] of name and value (-1 = delete), name, value."""
-    parts: list[bytes] = []
-    for name, value in state:
-        parts.append(_LENGTHS.pack(len(name), DELETED if value is None else len(value)))
-        parts.append(name)
-        parts.append(value or b"")
-    return b"".join(parts)
-
-
-def unpack_state(packed: bytes) -> list[Write]:
-    state: list[Write] = []
-    at = 0
-    while at < len(packed):
-        name_bytes, value_bytes = (int(n) for n in np.frombuffer(packed, "<i4", 2, at))
-        at += 8
-        name = packed[at : at + name_bytes]
-        at += name_bytes
-        if value_bytes == DELETED:
-            state.append((name, None))
-        else:
-            state.append((name, packed[at : at + value_bytes]))
-            at += value_bytes
-    return state

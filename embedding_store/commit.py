@@ -11,6 +11,7 @@ import heapq
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from operator import itemgetter
 from typing import Final
 
@@ -20,6 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from embedding_store.errors import StoreCorrupt
+from embedding_store.packed_state import pack_state
 from embedding_store.rocks import Write, row_names
 
 
@@ -51,19 +53,19 @@ ROWS_AT_A_TIME: Final = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Everything that one commit writes; rows and deletions in any order, no key twice."""
+    """Everything that one commit writes; in any order, no key twice."""
 
     rows: NDArray[np.float32]
     """float32[N, words]; a row's first eight bytes are its key."""
     deleted: NDArray[np.uint64]
     """uint64[K]: keys of rows that are to be gone."""
     state: Sequence[Write]
-    """Sorted."""
 
     def sorted(self) -> Changes:
         """The same in order of key, by which it is hashed and written."""
         order = np.argsort(row_keys_of(self.rows))
-        return Changes(self.rows[order], np.sort(self.deleted), self.state)
+        state = sorted(self.state, key=itemgetter(0))
+        return Changes(self.rows[order], np.sort(self.deleted), state)
 
 
 def row_keys_of(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -86,11 +88,10 @@ def next_record(last: CommitRecord, changes: Changes, rows_total: int) -> Commit
     """The record after `last` for `changes`, sorted, that leave `rows_total` rows."""
     digest = xxhash.xxh3_64(last.history.encode())
     digest.update(b"%d:%d:" % (len(changes.rows), len(changes.deleted)))
-    digest.update(changes.rows.tobytes())
+    digest.update(changes.rows.data.cast("B") if changes.rows.size else b"")
     digest.update(changes.deleted.tobytes())
-    for key, value in changes.state:
-        digest.update(b"%d:" % len(key) + key)
-        digest.update(b"-" if value is None else b"+%d:" % len(value) + value)
+    for part in pack_state(changes.state):
+        digest.update(part)
     return CommitRecord(
         id=last.id + 1,
         rows_written=len(changes.rows) + len(changes.deleted),
@@ -105,18 +106,16 @@ def writes_of(record: CommitRecord, changes: Changes) -> Iterator[Write]:
 
     That order is m (the record), r (rows), s (state): see `rocks.py`.
     """
-    yield COMMIT_NAME, record.encode()
-    deletions: Iterator[Write] = ((name, None) for name in row_names(changes.deleted))
-    rows = _row_writes(changes.rows)
+    rows: Iterator[Write] = chain.from_iterable(_row_writes(changes.rows))
     if len(changes.deleted):
-        yield from heapq.merge(rows, deletions, key=itemgetter(0))
-    else:
-        yield from rows
-    yield from changes.state
+        deletions: Iterator[Write] = zip(row_names(changes.deleted), repeat(None), strict=False)
+        rows = heapq.merge(rows, deletions, key=itemgetter(0))
+    return chain([(COMMIT_NAME, record.encode())], rows, changes.state)
 
 
-def _row_writes(rows: NDArray[np.float32]) -> Iterator[Write]:
+def _row_writes(rows: NDArray[np.float32]) -> Iterator[Iterator[Write]]:
+    """Some rows after another: between two of them no step of Python's is taken."""
     for first in range(0, len(rows), ROWS_AT_A_TIME):
         some = np.ascontiguousarray(rows[first : first + ROWS_AT_A_TIME])
         values = some.view(f"V{4 * rows.shape[1]}").ravel().tolist()
-        yield from zip(row_names(row_keys_of(some)), values, strict=True)
+        yield zip(row_names(row_keys_of(some)), values, strict=True)

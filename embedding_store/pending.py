@@ -83,7 +83,7 @@ class Commits:
         state = self._state.commit_begins()
         as_table = rows_many + len(deleted) >= self._table_rows_min
         if as_table:
-            rows = self.builder.place(rows_many, words, deleted, state)
+            rows = self.builder.place(rows_many, words)
         else:
             rows = np.empty((rows_many, words), np.float32)
         self._gained = self._tiers.commit_begins(slots, spilled, rows)

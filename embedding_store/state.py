@@ -73,10 +73,10 @@ class StagedState:
         return sorted({name[1 : name.index(b"\0")].decode() for name in names})
 
     def commit_begins(self) -> list[Write]:
-        """What the commit that begins has to write, sorted; later changes belong to the next."""
+        """What the commit that begins has to write; later changes belong to the next."""
         assert not self._pending, "two commits under way"
         self._pending, self._staged = self._staged, {}
-        return sorted(self._pending.items())
+        return list(self._pending.items())
 
     def committed(self) -> None:
         """The pending changes are on disk now."""

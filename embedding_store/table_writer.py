@@ -17,9 +17,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from embedding_store.builder import Job, Reply, unpack_state
+from embedding_store.builder import Job, Reply
 from embedding_store.commit import Changes, next_record, writes_of
 from embedding_store.errors import StoreError
+from embedding_store.packed_state import unpack_state
 from embedding_store.rocks import write_table
 
 PR_SET_PDEATHSIG: Final = 1

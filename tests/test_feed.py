@@ -57,6 +57,34 @@ def test_a_portion_comes_back_from_its_bytes() -> None:
     assert again.joined_ms.tolist() == list(range(len(samples)))
 
 
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, float("nan")]), min_size=6, max_size=6))
+def test_an_array_of_one_number_comes_back_to_the_bit(weights: list[float]) -> None:
+    portion = make_portion([SourceRecord(s, "t", 0, 0) for s in make_samples(6)], PLAN)
+    assert portion.batch is not None
+    portion.batch.log_keep_rate = np.asarray(weights, np.float32)
+    again = load_portion(np.frombuffer(_bytes(portion), np.uint8), PLAN)
+    assert again.batch is not None
+    for name in ("log_keep_rate", "labels", "state", "kept", "event_ms"):
+        before, after = getattr(portion.batch, name), getattr(again.batch, name)
+        assert (after.dtype, after.shape) == (before.dtype, before.shape)
+        assert after.tobytes() == before.tobytes()
+
+
+def test_an_array_of_one_number_is_not_sent() -> None:
+    one, many = (
+        make_portion([SourceRecord(s, "t", 0, 0) for s in make_samples(n)], PLAN) for n in (8, 800)
+    )
+    for portion in (one, many):
+        assert portion.batch is not None
+        portion.joined_ms = np.full(len(portion.batch), 7)
+    told = [len(_bytes(portion)) for portion in (one, many)]
+    for portion in (one, many):
+        portion.joined_ms = np.arange(len(portion.joined_ms))
+    assert [len(_bytes(p)) - n for p, n in zip((one, many), told, strict=True)] == pytest.approx(
+        [8 * len(p.joined_ms) for p in (one, many)], abs=32
+    )
+
+
 def test_a_portion_without_samples_still_moves_the_offsets() -> None:
     portion = make_portion([SourceRecord(None, "t", 0, 4, rejected="no")], PLAN)
     again = load_portion(np.frombuffer(_bytes(portion), np.uint8), PLAN)

@@ -18,6 +18,7 @@ not thousands of Python ones. They stay open over commits until there are too ma
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ from embedding_store.keys import row_keys
 from embedding_store.store import EmbeddingStore
 from trainer.decayed_sum import add_decayed, raise_to
 from trainer.features import F32, I64
-from trainer.packed import PackedRows
+from trainer.packed import PackedRows, cut_rows
 
 NEVER = -1
 SPACE = "entity"
@@ -195,16 +196,8 @@ class Entities:
         self.head["width"][changed] = np.where(
             self.head["cross_count"][changed] > 0, self._cross_dim, 0
         )
-        heads, size = self.head[changed].tobytes(), _HEAD.itemsize
-        sums, width = self.cross[changed].astype("<f4").tobytes(), 4 * self._cross_dim
-        counted = (self.head["width"][changed] > 0).tolist()
-        records = [
-            heads[i * size : (i + 1) * size]
-            + (sums[i * width : (i + 1) * width] if counted[i] else b"")
-            + features
-            for i, features in enumerate(self.packed(changed))
-        ]
-        touched = [keys[number] for number in changed.tolist()]
+        records = map(add, self._fixed(changed), self.packed(changed))
+        touched = map(keys.__getitem__, changed.tolist())
         self._store.put_many(SPACE, touched, records)
         fresh = self._fresh()
         self._store.put_many(BY_ROW, row_names(fresh), fresh)
@@ -214,6 +207,15 @@ class Entities:
         if len(keys) > OPEN_MAX:
             self._forget()
         self._batch_of[:] = NEVER
+
+    def _fixed(self, numbers: I64) -> Iterator[bytes]:
+        """What precedes the features in each one's record."""
+        heads = self.head[numbers].view(np.uint8).reshape(len(numbers), _HEAD.itemsize)
+        counted = self.head["width"][numbers] > 0
+        sums = self.cross[numbers[counted]].astype("<f4", copy=False).view(np.uint8)
+        bare = iter(cut_rows(heads[~counted]))
+        summed = iter(cut_rows(np.concatenate([heads[counted], sums], axis=1)))
+        return (next(summed) if has_sum else next(bare) for has_sum in counted.tolist())
 
     def everything(self) -> Iterator[tuple[EntityKey, bool]]:
         """(key, whether it has a CR) of every entity, as last staged; those that changed since are

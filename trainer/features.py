@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,31 @@ def columns(samples: Sequence[Sample], slots: Sequence[Slot]) -> list[Sequence[A
 
     Sample by sample: what lies together in memory is read together.
     """
-    names = [slot.name for slot in slots]
-    rows = [list(map(sample.features.get, names)) for sample in samples]
-    found: list[Sequence[Any]] = list(zip(*rows, strict=True)) or [() for _ in names]
-    for s, name in enumerate(names):
-        if name in _OF_THE_SAMPLE:
-            found[s] = [getattr(sample, name) for sample in samples]
-    return found
+    names = [slot.name for slot in slots if slot.name not in _OF_THE_SAMPLE]
+    values_of = _reader(names)
+    of_features = zip(*[values_of(sample.features) for sample in samples], strict=True)
+    return [
+        [getattr(sample, slot.name) for sample in samples]
+        if slot.name in _OF_THE_SAMPLE
+        else next(of_features, ())
+        for slot in slots
+    ]
+
+
+def _reader(names: Sequence[str]) -> Callable[[dict[str, Any]], Sequence[Any]]:
+    """Of the features of one sample, the value under each name; None = missing."""
+    if len(names) < 2:  # of one name, an itemgetter returns no tuple
+        return lambda features: [features.get(name) for name in names]
+    all_of = itemgetter(*names)  # as a rule none is missing, and this takes a third of the time
+
+    def values_of(features: dict[str, Any]) -> Sequence[Any]:
+        try:
+            found: Sequence[Any] = all_of(features)
+        except KeyError:
+            return [features.get(name) for name in names]
+        return found
+
+    return values_of
 
 
 def read_codes(

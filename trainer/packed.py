@@ -49,8 +49,7 @@ class PackedRows:
         table = np.concatenate(
             [np.frombuffer(raw, np.uint8).reshape(-1, w)[wanted] for raw, w in parts], 1
         )
-        whole, width = table.tobytes(), table.shape[1]
-        return [whole[i * width : (i + 1) * width] for i in range(len(wanted))]
+        return cut_rows(table)
 
     def row(self, b: int) -> bytes:
         """Row `b`; `unpack_rows` takes it back."""
@@ -60,6 +59,13 @@ class PackedRows:
             + self._keys[8 * start : 8 * end]
             + self._weights[4 * start : 4 * end]
         )
+
+
+def cut_rows(table: npt.NDArray[np.uint8]) -> list[bytes]:
+    """Each row of [N, W] as bytes, W >= 1."""
+    void = np.ascontiguousarray(table).view(f"V{table.shape[1]}")  # not S: that strips zero bytes
+    rows: list[bytes] = void.ravel().tolist()
+    return rows
 
 
 def _fixed_bytes(plan: SidePlan) -> int:

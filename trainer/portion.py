@@ -2,7 +2,8 @@
 
 As bytes (from the process that reads to the one that learns, never on disk): a msgpack head with
 name, type and shape of every array and what is no array, padded to 8 bytes; then the arrays one
-after another, each padded to 8 bytes.
+after another, each padded to 8 bytes. Of an array that holds one number throughout (every slot one
+key, of weight 1, none missing) only the number is sent: that is more than half of the bytes.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Portion:
 
 
 class _Head(msgspec.Struct, array_like=True):
-    arrays: list[tuple[str, str, list[int]]]
-    """(name, numpy's type string, shape)"""
+    arrays: list[tuple[str, str, list[int], bytes]]
+    """(name, numpy's type string, shape, the one number that it holds or nothing)"""
     offsets: dict[str, dict[int, int]]
     watermark_ms: int
     refused: list[str]
@@ -70,8 +71,9 @@ def dump_portion(portion: Portion) -> list[bytes | memoryview]:
                 value = getattr(part, each.name)
                 if isinstance(value, np.ndarray):
                     arrays[f"{side}:{each.name}"] = value
+    fills = {name: _fill(array) for name, array in arrays.items()}
     head = _Head(
-        [(name, a.dtype.str, list(a.shape)) for name, a in arrays.items()],
+        [(name, a.dtype.str, list(a.shape), fills[name]) for name, a in arrays.items()],
         portion.offsets,
         portion.watermark_ms,
         portion.refused,
@@ -84,10 +86,18 @@ def dump_portion(portion: Portion) -> list[bytes | memoryview]:
         encoded,
         bytes(-len(encoded) % _ALIGNMENT),
     ]
-    for array in arrays.values():
+    for name, array in arrays.items():
+        if fills[name]:
+            continue
         plain = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         buffers += [plain.data, bytes(-plain.size % _ALIGNMENT)]
     return buffers
+
+
+def _fill(array: Array) -> bytes:
+    """The number that `array` holds throughout, as bytes; none if it holds several, or nothing."""
+    bits = np.ascontiguousarray(array).reshape(-1).view(f"u{array.itemsize}")  # tells 0.0 from -0.0
+    return bits[:1].tobytes() if bits.size and bool((bits == bits[0]).all()) else b""
 
 
 def load_portion(raw: npt.NDArray[np.uint8], plan: Plan) -> Portion:
@@ -96,8 +106,11 @@ def load_portion(raw: npt.NDArray[np.uint8], plan: Plan) -> Portion:
     head = _decoder.decode(raw[8 : 8 + size].data)
     at = 8 + size + -size % _ALIGNMENT
     arrays: dict[str, Array] = {}
-    for name, type_, shape in head.arrays:
+    for name, type_, shape, fill in head.arrays:
         dtype = np.dtype(type_)
+        if fill:
+            arrays[name] = np.full(shape, np.frombuffer(fill, dtype)[0])
+            continue
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         arrays[name] = raw[at : at + count].view(dtype).reshape(shape)
         at += count + -count % _ALIGNMENT

@@ -164,7 +164,10 @@ class Learner:
                 raise TrainerError(f"the loss is not finite: loss=`{loss.item()}`")
             self.adam.zero_grad(set_to_none=True)
             meanwhile()
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Letting go of what a layer saved takes the interpreter's lock, layer by layer, and
+            # `meanwhile` has just begun to use it; so all of it goes with the loss, afterwards. A
+            # device has less memory to spare than the time is worth.
+            loss.backward(retain_graph=not self._on_device)  # type: ignore[no-untyped-call]
             for name, gathered in rows.items():
                 if gathered.grad is not None:  # none in a batch for the nuisance heads alone
                     grad = gathered.grad if self._on_device else gathered.grad.numpy()

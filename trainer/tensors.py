@@ -64,6 +64,11 @@ def to_device(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     return torch.tensor(array, device=device)
 
 
+def places_to_device(places: I64, device: torch.device) -> Tensor:
+    """Of indices, which nothing sums: on the CPU their memory is shared, not copied."""
+    return torch.from_numpy(places).to(device)
+
+
 def side_tensors(
     part: SidePart, inverse: I64, moments: Moments, device: torch.device
 ) -> SideTensors:
@@ -72,8 +77,8 @@ def side_tensors(
     np.cumsum(part.lengths[:-1], out=offsets[1:])
     return SideTensors(
         rows=part.rows,
-        indices=to_device(inverse, device),
-        offsets=to_device(offsets, device),
+        indices=places_to_device(inverse, device),
+        offsets=places_to_device(offsets, device),
         weights=to_device(part.weights, device),
         missing=to_device(part.missing, device),
         numeric=to_device(moments.normalise(part.numeric), device),
