@@ -92,7 +92,7 @@ class TableBuilder:
     ) -> tuple[Path, CommitRecord, int]:
         """(table file, its commit's record, its bytes), synced. Raises StoreUnreadable.
 
-        `changes.rows` are those from `place`. Blocks without holding Python's lock.
+        `changes.rows` are those from `place`. Waits for the child without holding Python's lock.
         """
         self._directory.mkdir(exist_ok=True)
         state = pack_state(changes.state)

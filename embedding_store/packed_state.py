@@ -35,11 +35,10 @@ def unpack_state(packed: bytes) -> list[Write]:
     of_names, of_values = np.frombuffer(packed, "<i4", 2 * count, 8).reshape(2, count)
     names = _cut(packed, names_at, of_names)
     values = _cut(packed, names_at + int(of_names.sum()), np.maximum(of_values, 0))
-    absent = np.flatnonzero(of_values == DELETED).tolist()
-    found: list[bytes | None] = [*values]
-    for n in absent:
-        found[n] = None
-    return list(zip(names, found, strict=True))
+    return [
+        (name, None if length == DELETED else value)
+        for name, value, length in zip(names, values, of_values.tolist(), strict=True)
+    ]
 
 
 def _cut(packed: bytes, start: int, lengths: NDArray[np.int32]) -> list[bytes]:

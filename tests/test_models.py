@@ -5,6 +5,8 @@ The stream: the user decides the click, and the purchase is noise. Widths are ti
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedding_store.store import EmbeddingStore
+from embedding_store.store import EmbeddingStore, Lookup
 from settings.config import Config
 from settings.load import ConfigError
 from tests.sample_stream import make_config, make_samples
@@ -98,6 +100,32 @@ def auc(learner: Learner, samples: list[Sample]) -> float:
     logits = learner.step(build_batch(samples, PLAN), now_ms=1).logits[:, 0]
     ahead = logits[click][:, None] > logits[~click][None, :]
     return float(ahead.mean())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_a_step_saved_goes_with_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the cycle collector, which looks rarely: a graph holds the rows it began with."""
+    config = tiny(name)
+    rows: list[weakref.ref[torch.Tensor]] = []
+    with open_store(tmp_path, config) as store:
+        learner = Learner(plan_slots(config), config, store)
+        gather = learner._gather
+
+        def noted(lookup: Lookup, set_name: str) -> torch.Tensor:
+            gathered = gather(lookup, set_name)
+            rows.append(weakref.ref(gathered))
+            return gathered
+
+        monkeypatch.setattr(learner, "_gather", noted)
+        gc.collect()
+        gc.disable()
+        try:
+            learner.step(TRAINING[0], now_ms=1)
+            assert rows and not any(row() is not None for row in rows)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("name", ALL)

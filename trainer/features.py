@@ -50,7 +50,7 @@ def _reader(names: Sequence[str]) -> Callable[[dict[str, Any]], Sequence[Any]]:
     """Of the features of one sample, the value under each name; None = missing."""
     if len(names) < 2:  # of one name, an itemgetter returns no tuple
         return lambda features: [features.get(name) for name in names]
-    all_of = itemgetter(*names)  # as a rule none is missing, and this takes a third of the time
+    all_of = itemgetter(*names)  # the fastest way, and as a rule none is missing
 
     def values_of(features: dict[str, Any]) -> Sequence[Any]:
         try:

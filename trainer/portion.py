@@ -3,7 +3,7 @@
 As bytes (from the process that reads to the one that learns, never on disk): a msgpack head with
 name, type and shape of every array and what is no array, padded to 8 bytes; then the arrays one
 after another, each padded to 8 bytes. Of an array that holds one number throughout (every slot one
-key, of weight 1, none missing) only the number is sent: that is more than half of the bytes.
+key, of weight 1, none missing) only the number is sent.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ Offsets = Mapping[str, Mapping[int, int]]
 class SourceRecord(msgspec.Struct, frozen=True):
     """One record of the source; `sample` is None where `rejected` says why.
 
-    A struct of msgspec's, as one is made per sample: a frozen dataclass takes eight times as long.
+    A struct of msgspec's, as one is made per sample: a frozen dataclass takes longer.
     """
 
     sample: Sample | None
