@@ -76,7 +76,7 @@ class CopyJob(WarmJob):
             "sink.delivery-guarantee": "exactly-once",
             "sink.transaction-naming-strategy": "POOLING",
             "sink.transactional-id-prefix": f"{config.kafka.topic_prefix}-copy",
-            **_prefixed(sink_properties(config, bootstrap)),
+            **_prefixed(sink_properties(config, bootstrap, bounded=True)),
         }
         for name, options in (("events", source), ("copied", sink)):
             words = ", ".join(f"'{key}' = '{value}'" for key, value in options.items())

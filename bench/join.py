@@ -4,9 +4,9 @@ Flink processes on one broker, taking turns: `copy` (both event topics into one,
 `heap` and `rocksdb` (our join, policy `wait`, all its side topics) and `correct` (heap, policy
 `correct`). Same input, same parallelism, same exactly-once sink; each has run before it is
 timed: over the inputs of the growth part, or a few events. The time is Flink's own net runtime of
-the job. It holds what every job pays once, starting its tasks and its last checkpoints:
-`fixed_seconds`, a run over a few events. That lifts the ratios; `ratio_*_sustained` are those of
-the time beyond it.
+the job, the figure the median of five rounds. It holds what every job pays once, starting its tasks
+and its last checkpoints: `fixed_seconds`, a run over a few events. That lifts the ratios;
+`ratio_*_sustained` are those of the time beyond it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def measure(quick: bool) -> dict[str, Any]:
     require_java()
     flink_jars()
     # 2.0 M events with conversions. The compiler of the JVM is at work for the first rounds.
-    repetitions, rounds = (2, 2) if quick else (35, 3)
+    repetitions, rounds = (2, 2) if quick else (35, 5)
     stretch = 10_000 if quick else 50_000
     impressions = stretch * repetitions
     with ExitStack() as stack:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import orjson
 from confluent_kafka import Message
 
+from topics.join_header import JoinHeader
 from topics.names import REPRESENTATION_TOPICS, SIDE_TOPICS, UNDECODABLE, Kind
 from topics.representation import decode_message
 
@@ -44,11 +45,14 @@ def text_line(name: str, message: Message) -> str:
 
 def headers_of(message: Message) -> dict[str, str]:
     """Its headers as text."""
-    headers = cast("list[tuple[str, Any]]", message.headers() or [])
     return {
         name: value if isinstance(value, str) else (value or b"").decode("utf-8", "replace")
-        for name, value in headers
+        for name, value in _received(message)
     }
+
+
+def _received(message: Message) -> list[tuple[str, Any]]:
+    return cast("list[tuple[str, Any]]", message.headers() or [])
 
 
 def _representation(name: str, message: Message) -> dict[str, Any]:
@@ -62,12 +66,13 @@ def _representation(name: str, message: Message) -> dict[str, Any]:
 
 
 def _undecodable(message: Message) -> dict[str, Any]:
-    headers = headers_of(message)
+    said = JoinHeader.find(_received(message))
+    stream, partition, offset = ("", -1, -1) if said is None else said.source
     line: dict[str, Any] = {
-        "reason": headers.get("hw_reason", ""),
-        "stream": headers.get("hw_stream", ""),
-        "partition": int(headers.get("hw_partition", -1)),
-        "offset": int(headers.get("hw_offset", -1)),
+        "reason": headers_of(message).get("hw_reason", ""),
+        "stream": stream,
+        "partition": partition,
+        "offset": offset,
     }
     value = message.value() or b""
     try:

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from settings.config import Config
 from topics.client import producer_settings
 from topics.errors import TopicUnavailable, kafka_errors, topic_error
+from topics.join_header import JoinHeader
 from topics.names import REPROCESSED
 from topics.scan import end_offsets, read_to_end
 
@@ -117,19 +118,16 @@ def headers_of(message: Message) -> dict[str, bytes]:
 
 def _aside(topic: AsideTopic, message: Message) -> Aside:
     headers = headers_of(message)
+    said = JoinHeader.read(headers.items())
     return Aside(
         topic=topic,
-        source=(
-            headers["hw_stream"].decode("ascii"),
-            int(headers["hw_partition"]),
-            int(headers["hw_offset"]),
-        ),
+        source=said.source,
         key=message.key(),
         value=message.value(),
         reason=headers["hw_reason"].decode("ascii"),
-        joined_ms=int(headers["hw_joined_ms"]),
-        watermark_ms=int(headers["hw_watermark_ms"]),
-        produced_ms=int(headers["hw_produced_ms"]),
+        joined_ms=said.joined_ms,
+        watermark_ms=said.watermark_ms,
+        produced_ms=said.produced_ms,
     )
 
 

@@ -1,7 +1,7 @@
 """The audit's eyes: Kafka topics -> polars frames, one row per record, read in rounds.
 
 Every frame names its record's source by `stream`, `partition`, `offset`: an event's own coordinates
-on an event topic, the headers `hw_stream`, `hw_partition`, `hw_offset` on the join's outputs.
+on an event topic, the header `hw_join` on the join's outputs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from topics.attribution import decode_attribution
 from topics.conversion import decode_conversion
 from topics.errors import RecordInvalid
 from topics.impression import decode_impression_head
+from topics.join_header import JoinHeader
 from topics.names import (
     ATTRIBUTIONS,
-    CONVERSIONS,
     EVENT_TOPICS,
     IMPRESSIONS,
     JOIN_OUTPUTS,
@@ -233,22 +233,23 @@ def _event(name: str, message: Message, rules: _EventRules) -> tuple[Any, ...]:
 
 def _side(message: Message) -> tuple[Any, ...]:
     headers = _headers(message)
+    said = JoinHeader.read(headers.items())
     return (
-        *_coordinates(headers),
-        int(headers["hw_watermark_ms"]),
-        int(headers["hw_joined_ms"]),
+        *said.source,
+        said.watermark_ms,
+        said.joined_ms,
         _digest(message.value()),
         headers["hw_reason"].decode("ascii"),
     )
 
 
 def _attribution(message: Message) -> tuple[Any, ...]:
-    headers = _headers(message)
+    said = JoinHeader.read(_headers(message).items())
     attribution = decode_attribution(message.value() or b"")
     return (
-        *_coordinates(headers),
-        int(headers["hw_watermark_ms"]),
-        int(headers["hw_joined_ms"]),
+        *said.source,
+        said.watermark_ms,
+        said.joined_ms,
         attribution.conversion_id,
         attribution.impression_id,
         attribution.kind,
@@ -256,13 +257,13 @@ def _attribution(message: Message) -> tuple[Any, ...]:
 
 
 def _sample(message: Message) -> tuple[Any, ...]:
-    headers = _headers(message)
+    said = JoinHeader.read(_headers(message).items())
     sample = decode_sample_head(message.value() or b"")
     return (
-        *_coordinates(headers),
-        int(headers["hw_watermark_ms"]),
-        int(headers["hw_joined_ms"]),
-        int(headers["hw_event_ms"]),
+        *said.source,
+        said.watermark_ms,
+        said.joined_ms,
+        said.event_ms,
         sample.produced_ms,
         sample.impression_id,
         sample.event_ms,
@@ -290,13 +291,6 @@ def _text(pairs: Mapping[str, float], *, with_values: bool = False) -> str:
 def _headers(message: Message) -> dict[str, bytes]:
     found: Any = message.headers() or ()
     return dict(found)
-
-
-def _coordinates(headers: Mapping[str, bytes]) -> tuple[str, int, int]:
-    stream = headers["hw_stream"].decode("ascii")
-    if stream not in (IMPRESSIONS, CONVERSIONS):
-        raise ValueError(f"hw_stream: expected impressions or conversions, got {stream!r}")
-    return stream, int(headers["hw_partition"]), int(headers["hw_offset"])
 
 
 def _digest(value: bytes | None) -> int | None:

@@ -11,7 +11,7 @@ import re
 import shlex
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,10 @@ JAR_NAMES = (
     "flink-sql-connector-kafka-5.0.0-2.2.jar",
     "zstd-jni-1.5.6-10.jar",
 )
-# Most pairs open and close within a second of a backlog: they should die young.
+# Most pairs open and close within a second of a backlog: they should die young. Of history all is
+# backlog, and nobody else wants the memory for long.
 _HEAP = ("-Xms1g", "-Xmx2g", "-Xmn768m", "-XX:+UseParallelGC")
+_BOUNDED_HEAP = ("-Xms1800m", "-Xmx2g", "-Xmn1200m", "-XX:+UseParallelGC")
 _LOG4J = """status = error
 appender.file.type = RollingFile
 appender.file.name = file
@@ -162,7 +164,7 @@ class JoinJob:
         asked = None if restore is None else require_newest(state_dir, restore.resolve())
         # Refuses what does not fit before a JVM is started.
         self._plan = _choose_plan(config, state_dir, asked)
-        configured = self._start_jvm()
+        configured = self._start_jvm(_BOUNDED_HEAP if bounded else _HEAP)
         saved = asked or _newest_readable(state_dir)
         self.restored_from = None if saved is None else saved.path
         if saved is None and has_run():
@@ -254,10 +256,10 @@ class JoinJob:
         except Exception as error:  # noqa: BLE001  the JVM is gone already
             _log.info("join_gone", error=str(error).split("\n")[0])
 
-    def _start_jvm(self) -> Callable[[dict[str, str]], Any]:
-        """Start PyFlink's JVM with our heap and log directory; returns what makes its settings of
-        ours."""
-        os.environ.setdefault("JVM_ARGS", shlex.join(java_options(*_HEAP)))
+    def _start_jvm(self, heap: Sequence[str]) -> Callable[[dict[str, str]], Any]:
+        """Start PyFlink's JVM with this heap and our log directory; returns what makes its settings
+        of ours."""
+        os.environ.setdefault("JVM_ARGS", shlex.join(java_options(*heap)))
         os.environ["FLINK_LOG_DIR"] = str(self._log_dir)
         # Else PyFlink serves Beam's worker pool beside every environment: gRPC that needs Beam,
         # listens on all interfaces and starts Python for whoever asks. No function here is Python.

@@ -30,6 +30,7 @@ from confluent_kafka import Message
 from settings.config import Config
 from stream.asides import Aside, Record, Source, headers_of, origin
 from topics.attribution import decode_attribution
+from topics.join_header import JoinHeader
 from topics.names import (
     ATTRIBUTIONS,
     EVENT_TOPICS,
@@ -203,25 +204,28 @@ def _correction(aside: Aside, source: Source, final: Message, kind: str, revisio
         "produced_ms": aside.produced_ms,
     }
     value = msgspec.json.encode({**sample, **own})
-    event_ms = str(head.event_ms + head.delays_ms[kind]).encode("ascii")
-    headers = _own_headers(aside, source, headers_of(final)) | {"hw_event_ms": event_ms}
-    return SAMPLES, final.key(), value, list(headers.items())
+    event_ms = head.event_ms + head.delays_ms[kind]
+    return SAMPLES, final.key(), value, _own_headers(aside, source, final, event_ms=event_ms)
 
 
 def _moved(aside: Aside, source: Source, message: Message) -> Record:
-    headers = _own_headers(aside, source, headers_of(message))
-    return SAMPLES, message.key(), message.value(), list(headers.items())
+    return SAMPLES, message.key(), message.value(), _own_headers(aside, source, message)
 
 
-def _own_headers(aside: Aside, source: Source, headers: dict[str, bytes]) -> dict[str, bytes]:
+def _own_headers(
+    aside: Aside, source: Source, message: Message, event_ms: int | None = None
+) -> list[tuple[str, bytes]]:
     """Of the impression's own coordinates, and of the watermark that the live join had reached."""
-    return headers | {
-        "hw_partition": str(source[1]).encode("ascii"),
-        "hw_offset": str(source[2]).encode("ascii"),
-        "hw_watermark_ms": str(aside.watermark_ms).encode("ascii"),
-        "hw_joined_ms": str(time.time_ns() // 1_000_000).encode("ascii"),
-        **dict([origin(aside)]),
-    }
+    headers = headers_of(message)
+    said = JoinHeader.read(headers.items())
+    own = said._replace(
+        partition=source[1],
+        offset=source[2],
+        watermark_ms=aside.watermark_ms,
+        event_ms=said.event_ms if event_ms is None else event_ms,
+        joined_ms=time.time_ns() // 1_000_000,
+    )
+    return list((headers | dict([own.written(), origin(aside)])).items())
 
 
 def _pair_of(value: bytes | None) -> Pair:
@@ -230,6 +234,4 @@ def _pair_of(value: bytes | None) -> Pair:
 
 
 def _source(message: Message) -> Source:
-    headers = headers_of(message)
-    stream = headers["hw_stream"].decode("ascii")
-    return stream, int(headers["hw_partition"]), int(headers["hw_offset"])
+    return JoinHeader.read(headers_of(message).items()).source

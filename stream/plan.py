@@ -13,13 +13,21 @@ from settings.errors import ConfigError
 from topics.names import join_group, record_bytes_max
 
 _WATERMARK_INTERVAL_MS = 100
+_BOUNDED_WATERMARK_INTERVAL_MS = 25
+"""Of history event time passes a hundred times as fast, and what is due waits in memory."""
 _DISCOVERY_MS = 10_000
 """How soon a partition that was added is read. Its first events wait so long, nothing is lost."""
 _BOUNDED_INTERVAL_MS = 5_000
 """Between checkpoints of a join of history: nobody waits for its records to become visible."""
 _BUFFER_TIMEOUT_MS = 10
 """How long a row may wait in a network buffer: a part of freshness."""
-JAR_CONTRACT = 3
+_POLL_RECORDS = 1_000
+"""Of one partition at a time: what it gets ahead of the others before it is held back."""
+_LINGER_MS = 5
+_BOUNDED_LINGER_MS = 50
+"""How long a batch waits to be filled: of history nobody waits for the first record."""
+_BYTES = "org.apache.flink.kafka.shaded.org.apache.kafka.common.serialization.ByteArrayDeserializer"
+JAR_CONTRACT = 4
 """What Python and the operator's jar agree on: constructors and their arguments. Raised by one in
 both (`stream/java/src/main/resources/dev/headwater/join/contract`) when one changes."""
 OPERATORS = {
@@ -53,6 +61,7 @@ def flink_settings(
         if bounded
         else (join.checkpoint_interval)
     )
+    watermarks = _BOUNDED_WATERMARK_INTERVAL_MS if bounded else _WATERMARK_INTERVAL_MS
     settings = {
         "execution.target": "local",
         "execution.attached": "true",
@@ -60,7 +69,7 @@ def flink_settings(
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
         "pipeline.auto-generate-uids": "false",  # an operator without a name of ours is refused
-        "pipeline.auto-watermark-interval": f"{_WATERMARK_INTERVAL_MS} ms",
+        "pipeline.auto-watermark-interval": f"{watermarks} ms",
         "parallelism.default": str(join.parallelism),
         "metrics.fetcher.update-interval": "1000 ms",
         "rest.bind-address": "127.0.0.1",
@@ -107,9 +116,14 @@ def job_name(config: Config) -> str:
 
 
 def source_properties(config: Config, bootstrap: str) -> dict[str, str]:
-    """Of the source's Kafka clients."""
+    """Of the source's Kafka clients, all that Flink's builder of sources would add among them."""
     return client_properties(config, bootstrap) | {
-        "max.poll.records": "4000",
+        "key.deserializer": _BYTES,
+        "value.deserializer": _BYTES,
+        "enable.auto.commit": "false",
+        "auto.offset.reset": "earliest",
+        "client.id.prefix": join_group(config),
+        "max.poll.records": str(_POLL_RECORDS),
         "group.id": join_group(config),
         "max.partition.fetch.bytes": str(max(1_048_576, record_bytes_max(config))),
         "client.dns.lookup": "use_all_dns_ips",
@@ -117,11 +131,11 @@ def source_properties(config: Config, bootstrap: str) -> dict[str, str]:
     }
 
 
-def sink_properties(config: Config, bootstrap: str) -> dict[str, str]:
+def sink_properties(config: Config, bootstrap: str, *, bounded: bool) -> dict[str, str]:
     """Of the sink's producers; those of every job that is compared with the join, too."""
     return client_properties(config, bootstrap) | {
         "compression.type": "lz4",
-        "linger.ms": "5",
+        "linger.ms": str(_BOUNDED_LINGER_MS if bounded else _LINGER_MS),
         "batch.size": "131072",
         "transaction.timeout.ms": str(config.join.transaction_timeout),
     }

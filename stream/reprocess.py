@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from settings.config import Config
-from stream.asides import Aside, AsideTopic, Record, origin, read_asides, send_once
+from stream.asides import Aside, AsideTopic, Record, headers_of, origin, read_asides, send_once
 from topics.conversion import decode_conversion
 from topics.errors import RecordInvalid
 from topics.event import event_key
 from topics.impression import decode_impression_head
+from topics.join_header import JoinHeader
 from topics.names import IMPRESSIONS, JOIN_OUTPUTS
 from topics.scan import end_offsets, read_to_end
 
@@ -154,7 +155,7 @@ def _reached_watermark_ms(config: Config, bootstrap: str) -> int:
     start = {where: max(0, end - _TAIL_RECORDS) for where, end in ends.items()}
     reached = -1
     for _, message in read_to_end(config, bootstrap, JOIN_OUTPUTS, start=start):
-        found = int(dict(message.headers() or []).get("hw_watermark_ms") or b"-1")
-        if found < _END_OF_INPUT_MS:
-            reached = max(reached, found)
+        said = JoinHeader.find(headers_of(message).items())
+        if said is not None and said.watermark_ms < _END_OF_INPUT_MS:
+            reached = max(reached, said.watermark_ms)
     return reached

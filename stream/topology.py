@@ -16,6 +16,8 @@ from settings.config import Config
 from stream.plan import OPERATORS, sink_properties, source_properties
 from topics.names import CONVERSIONS, IMPRESSIONS, record_bytes_max
 
+_FOR_EVER_MS = 2**62
+
 
 def build(environment: Any, config: Config, bootstrap: str, *, bounded: bool) -> None:
     """Add the join to a PyFlink `StreamExecutionEnvironment`."""
@@ -35,7 +37,9 @@ def build(environment: Any, config: Config, bootstrap: str, *, bounded: bool) ->
         .transform("join", ours.RecordType.VERDICT, operator)
         .uid(OPERATORS["join"])
     )
-    verdicts.sinkTo(_sink(jvm, config, bootstrap)).name("verdicts").uid(OPERATORS["verdicts"])
+    verdicts.sinkTo(_sink(jvm, config, bootstrap, bounded=bounded)).name("verdicts").uid(
+        OPERATORS["verdicts"]
+    )
 
 
 def _settings(ours: Any, config: Config) -> Any:
@@ -59,21 +63,23 @@ def _source(jvm: Any, config: Config, bootstrap: str, settings: Any, *, bounded:
     topics = jvm.java.util.ArrayList()
     for stream in (IMPRESSIONS, CONVERSIONS):
         topics.add(config.topic(stream))
+    clients = _properties(jvm, source_properties(config, bootstrap))
+    deserializer = jvm.dev.headwater.join.EventDeserializer(
+        config.topic(IMPRESSIONS), settings, config.events.bytes_max, config.events.future_bound
+    )
     builder = (
         kafka.KafkaSource.builder()
         .setTopics(topics)
-        .setProperties(_properties(jvm, source_properties(config, bootstrap)))
+        .setProperties(clients)
         .setStartingOffsets(offsets.earliest())
-        .setDeserializer(
-            jvm.dev.headwater.join.EventDeserializer(
-                config.topic(IMPRESSIONS),
-                settings,
-                config.events.bytes_max,
-                config.events.future_bound,
-            )
-        )
+        .setDeserializer(deserializer)
     )
-    return (builder.setBounded(offsets.latest()) if bounded else builder).build()
+    source = (builder.setBounded(offsets.latest()) if bounded else builder).build()
+    # What is held back for long would pass for idle, and the watermark would go on without it.
+    idle_ms = 0 if bounded else config.join.idle_timeout
+    held_max = idle_ms // 2 if idle_ms else _FOR_EVER_MS
+    ahead = settings.longestWindowMs()
+    return jvm.dev.headwater.join.AlignedSource(source, clients, deserializer, ahead, held_max)
 
 
 def _watermarks(jvm: Any, config: Config, *, bounded: bool) -> Any:
@@ -84,14 +90,14 @@ def _watermarks(jvm: Any, config: Config, *, bounded: bool) -> Any:
     return strategy.withIdleness(jvm.java.time.Duration.ofMillis(config.join.idle_timeout))
 
 
-def _sink(jvm: Any, config: Config, bootstrap: str) -> Any:
+def _sink(jvm: Any, config: Config, bootstrap: str, *, bounded: bool) -> Any:
     kafka = jvm.org.apache.flink.connector.kafka.sink
     return (
         kafka.KafkaSink.builder()
         .setKafkaProducerConfig(
             _properties(
                 jvm,
-                sink_properties(config, bootstrap)
+                sink_properties(config, bootstrap, bounded=bounded)
                 | {"max.request.size": str(record_bytes_max(config))},
             )
         )

@@ -17,6 +17,7 @@ from settings.config import Config
 from tests.readable import await_readable
 from topics.admin import ensure_topics
 from topics.client import producer_settings
+from topics.join_header import JoinHeader
 from topics.names import JOIN_OUTPUTS
 from topics.scan import read_to_end
 
@@ -35,12 +36,9 @@ class Row:
         self.key = key
         self.value = value
         self.headers = {name: raw.decode("ascii") for name, raw in headers}
-        self.about: Coordinates = (
-            self.headers["hw_stream"],
-            int(self.headers["hw_partition"]),
-            int(self.headers["hw_offset"]),
-        )
-        self.watermark_ms = int(self.headers["hw_watermark_ms"])
+        said = JoinHeader.read(headers)
+        self.about: Coordinates = said.source
+        self.watermark_ms = said.watermark_ms
 
     @property
     def json(self) -> Any:

@@ -14,6 +14,7 @@ import pyflink
 from stream.job import jar_paths
 
 TOPICS = ("samples", "attributions", "late", "orphans", "duplicates", "undecodable")
+_PIPE = subprocess.PIPE
 _SOURCE = Path(__file__).with_name("java") / "PairDrive.java"
 
 
@@ -68,6 +69,16 @@ class PairDrive:
             at += 2 + length
         return reasons
 
+    def decimals(self, numbers: Iterable[int]) -> list[str]:
+        """Each as the join writes it."""
+        found = self._run(["decimal", ",".join(map(str, numbers))], b"")
+        return found.decode("ascii").split("x")[1:]
+
+    def alignment(self) -> AlignmentDrive:
+        """A process to be asked; close it."""
+        command = ["java", "-cp", self._classpath, "dev.headwater.join.PairDrive", "align"]
+        return AlignmentDrive(subprocess.Popen(command, stdin=_PIPE, stdout=_PIPE))
+
     def _run(self, arguments: list[Any], sent: bytes) -> bytes:
         command = ["java", "-cp", self._classpath, "dev.headwater.join.PairDrive"]
         done = subprocess.run(
@@ -75,6 +86,44 @@ class PairDrive:
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
+
+
+class AlignmentDrive:
+    """`SplitAlignment`, one after another; times in milliseconds."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._process, self._in, self._out = process, process.stdin, process.stdout
+
+    def start(self, *, ahead: int, held_max: int, bounded: bool) -> None:
+        """Forget the one before."""
+        self._in.write(b"S" + struct.pack(">qq?", ahead, held_max, bounded))
+
+    def note(self, split: str, event_ms: int, produced_ms: int, *, clocked: bool = True) -> None:
+        told = struct.pack(">qq?", event_ms, produced_ms, clocked)
+        self._in.write(b"N" + _utf(split) + told)
+
+    def remove(self, split: str) -> None:
+        self._in.write(b"R" + _utf(split))
+
+    def change(self, now_ms: int) -> tuple[set[str], set[str], bool]:
+        """(to hold, to let go on, whether any is held then)"""
+        self._in.write(b"Q" + struct.pack(">q", now_ms))
+        self._in.flush()
+        hold, release = (set(self._read_utf().split()) for _ in range(2))
+        return hold, release, self._out.read(1) == b"\1"
+
+    def close(self) -> None:
+        self._in.close()
+        assert self._process.wait(30) == 0
+
+    def _read_utf(self) -> str:
+        (length,) = struct.unpack(">H", self._out.read(2))
+        return self._out.read(length).decode()
+
+
+def _utf(text: str) -> bytes:
+    return struct.pack(">H", len(text)) + text.encode("ascii")
 
 
 def _sized(content: bytes) -> bytes:

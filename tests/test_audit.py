@@ -15,6 +15,7 @@ from stream.audit import AuditReport, audit
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.event import event_key
+from topics.join_header import JoinHeader
 from topics.names import join_group
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -196,17 +197,18 @@ def _produce(
                 timestamp=PRODUCED[stream] + offset,
             )
     for output in outputs:
-        headers = {
-            "hw_stream": output["stream"],
-            "hw_partition": "0",
-            "hw_offset": str(output["offset"]),
-            "hw_watermark_ms": str(output["watermark_ms"]),
-            "hw_event_ms": str(output["event_ms"]),
-            "hw_produced_ms": "0",
-            "hw_joined_ms": str(T + 30_000),
-        }
+        said = JoinHeader(
+            output["stream"],
+            partition=0,
+            offset=output["offset"],
+            watermark_ms=output["watermark_ms"],
+            event_ms=output["event_ms"],
+            produced_ms=0,
+            joined_ms=T + 30_000,
+        )
+        headers = dict([said.written()])
         if output["reason"]:
-            headers["hw_reason"] = output["reason"]
+            headers["hw_reason"] = output["reason"].encode()
         producer.produce(
             config.topic(output["topic"]), key=b"k", value=output["value"], headers=headers
         )

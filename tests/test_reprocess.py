@@ -21,6 +21,7 @@ from tests.readable import await_readable
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.event import event_key
+from topics.join_header import JoinHeader
 from topics.names import CONVERSIONS, IMPRESSIONS, SAMPLES
 from topics.sample import decode_sample
 from topics.scan import read_to_end
@@ -86,15 +87,9 @@ class _Topics:
 
 
 def _about(source: tuple[str, int, int], watermark_ms: int) -> Headers:
-    return {
-        "hw_stream": source[0],
-        "hw_partition": str(source[1]),
-        "hw_offset": str(source[2]),
-        "hw_watermark_ms": str(watermark_ms),
-        "hw_event_ms": "0",
-        "hw_produced_ms": str(T),
-        "hw_joined_ms": str(int(time.time() * 1000)),
-    }
+    now_ms = int(time.time() * 1000)
+    name, value = JoinHeader(*source, watermark_ms, 0, T, now_ms).written()
+    return {name: value.decode("ascii")}
 
 
 def _records(config: Config, kafka: str, name: str) -> list[tuple[dict[str, str], bytes]]:
@@ -248,7 +243,8 @@ def test_late_events_are_joined_with_their_past(kafka: str, prefix: str) -> None
     }
     assert report.records == len(appended) == 4
     [final] = [headers for headers, s in appended if s.state == "final"]
-    assert (final["hw_partition"], final["hw_offset"]) == tuple(map(str, late_source[1:]))
-    assert final["hw_watermark_ms"] == str(T + 1500)
+    said = JoinHeader.read((name, value.encode()) for name, value in final.items())
+    assert said.source[1:] == late_source[1:]
+    assert said.watermark_ms == T + 1500
     again = reprocess_late(config, kafka)
     assert (again.waiting, again.already, again.sent) == (0, 3, 0)

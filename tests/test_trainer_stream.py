@@ -25,6 +25,7 @@ from tests.readable import await_readable
 from tests.sample_stream import config_toml, make_samples
 from topics.admin import ensure_topics
 from topics.client import consumer_settings, producer_settings
+from topics.join_header import JoinHeader
 from topics.manifest import decode_manifest
 from topics.names import MANIFEST, REPRESENTATION_TOPICS, SAMPLES, trainer_group
 from topics.representation import decode
@@ -51,7 +52,8 @@ def _produce(kafka: str, config: Config, samples: list[Sample], *, commit: bool 
     producer.init_transactions(60)
     producer.begin_transaction()
     for sample in samples:
-        headers = [("hw_joined_ms", b"%d" % (time.time() * 1000)), ("hw_watermark_ms", b"-1")]
+        joined_ms = int(time.time() * 1000)
+        headers = [JoinHeader("impressions", 0, 0, -1, 0, 0, joined_ms).written()]
         producer.produce(
             config.topic(SAMPLES),
             key=sample.user_id.encode(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from settings.config import Config
 from topics.client import consumer_settings
-from topics.errors import TopicError, TopicUnavailable, TopicUnknown, topic_error
+from topics.errors import RecordInvalid, TopicError, TopicUnavailable, TopicUnknown, topic_error
+from topics.join_header import JoinHeader
 from topics.names import SAMPLES, partition_count, trainer_group
 from topics.sample import Sample, decode_sample
 from topics.scan import end_offsets, log_span
@@ -25,7 +26,6 @@ OUTAGE_SECONDS_MAX = 600.0
 FILE_TOPIC = "file"
 _PROBE_SECONDS = 5.0
 _TELL_SECONDS = 10.0
-_NONE_TOLD: Mapping[str, int] = {}
 _log = structlog.get_logger()
 
 Offsets = Mapping[str, Mapping[int, int]]
@@ -256,26 +256,18 @@ class KafkaSource:
 
 def _record(message: Message, partition: int, offset: int) -> SourceRecord:
     sample, rejected = _decode(message.value() or b"")
-    headers = message.headers()
-    told = dict(_integers(headers)) if headers else _NONE_TOLD
-    return SourceRecord(
-        sample,
-        SAMPLES,
-        partition,
-        offset,
-        told.get("hw_joined_ms", -1),
-        told.get("hw_watermark_ms", -1),
-        rejected,
-    )
+    joined_ms, watermark_ms = _times(message.headers())
+    return SourceRecord(sample, SAMPLES, partition, offset, joined_ms, watermark_ms, rejected)
 
 
-def _integers(headers: Any) -> Iterator[tuple[str, int]]:
-    for name, value in headers:
-        if name in ("hw_joined_ms", "hw_watermark_ms") and value is not None:
-            try:
-                yield name, int(value)
-            except ValueError:
-                _log.warning("header_not_a_number", header=name)
+def _times(headers: Any) -> tuple[int, int]:
+    """(joined_ms, watermark_ms), -1 where a foreign producer's sample does not say."""
+    try:
+        said = JoinHeader.find(headers or ())
+    except RecordInvalid as invalid:
+        _log.warning("header_not_readable", error=str(invalid))
+        return -1, -1
+    return (-1, -1) if said is None else (said.joined_ms, said.watermark_ms)
 
 
 def _decode(value: bytes) -> tuple[Sample | None, str]:

@@ -1,5 +1,6 @@
 package dev.headwater.join;
 
+import dev.headwater.join.SplitAlignment.Clock;
 import java.io.BufferedInputStream;
 import java.io.BufferedOutputStream;
 import java.io.DataInputStream;
@@ -14,17 +15,28 @@ import java.util.TreeMap;
  *
  * <p>`join`: events and watermarks in, records out; now and then the pairs are written to their pages,
  * as for a checkpoint, and every other time they are found again from these alone, as after a restart.
- * `scan`: bytes in, reasons out.
+ * `scan`: bytes in, reasons out. `decimal`: numbers in, their digits out. `align`: records of
+ * partitions and questions in, what to hold out.
  */
 public final class PairDrive {
   private PairDrive() {}
 
-  /** `join KINDS POLICY ELAPSED LATENESS KEPT RATES CHECKPOINT_EVERY` or `scan STREAM KINDS`. */
+  /**
+   * `join KINDS POLICY ELAPSED LATENESS KEPT RATES CHECKPOINT_EVERY`, `scan STREAM KINDS`,
+   * `decimal N,N` or `align`.
+   */
   public static void main(String[] arguments) throws Exception {
     DataInputStream in = new DataInputStream(new BufferedInputStream(System.in, 1 << 16));
     DataOutputStream out = new DataOutputStream(new BufferedOutputStream(System.out, 1 << 16));
     if (arguments[0].equals("scan")) {
       scan(arguments, in, out);
+    } else if (arguments[0].equals("decimal")) {
+      ByteWriter digits = new ByteWriter();
+      for (String number : arguments[1].split(",")) {
+        out.write(digits.reset().ascii("x").decimal(Long.parseLong(number)).toBytes());
+      }
+    } else if (arguments[0].equals("align")) {
+      align(in, out);
     } else {
       new Join(arguments, out).run(in);
     }
@@ -53,6 +65,34 @@ public final class PairDrive {
       }
       out.writeUTF(reason.length() > 1000 ? reason.substring(0, 1000) : reason);
     }
+  }
+
+  private static void align(DataInputStream in, DataOutputStream out) throws Exception {
+    SplitAlignment alignment = null;
+    for (int tag = in.read(); tag > 0; tag = in.read()) {
+      switch (tag) {
+        case 'S' -> alignment = new SplitAlignment(in.readLong(), in.readLong(), in.readBoolean());
+        case 'N' -> {
+          Clock clock = alignment.clock(in.readUTF());
+          clock.note(record(in.readLong(), in.readLong(), in.readBoolean()));
+        }
+        case 'R' -> alignment.remove(in.readUTF());
+        case 'Q' -> {
+          SplitAlignment.Change change = alignment.change(in.readLong());
+          out.writeUTF(String.join(" ", change.hold()));
+          out.writeUTF(String.join(" ", change.release()));
+          out.writeBoolean(alignment.holds());
+          out.flush();
+        }
+        default -> throw new IllegalArgumentException("align: " + tag);
+      }
+    }
+  }
+
+  private static Event record(long eventMs, long producedMs, boolean clocked) {
+    return new Event(
+        false, null, null, eventMs, -1, null, null, null, null, 0, 0, producedMs, clocked, null,
+        null);
   }
 
   /** What Flink would keep, of four key groups. */

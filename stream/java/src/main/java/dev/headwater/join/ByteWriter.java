@@ -4,6 +4,17 @@ import java.util.Arrays;
 
 /** Bytes to the end of a growing buffer, which is used again for the next content. */
 final class ByteWriter {
+  private static final long HUNDRED_MILLION = 100_000_000;
+  private static final byte[] TENS = new byte[100];
+  private static final byte[] UNITS = new byte[100];
+
+  static {
+    for (int i = 0; i < 100; i++) {
+      TENS[i] = (byte) ('0' + i / 10);
+      UNITS[i] = (byte) ('0' + i % 10);
+    }
+  }
+
   private byte[] buffer = new byte[512];
   private int at;
 
@@ -65,25 +76,51 @@ final class ByteWriter {
 
   /** Decimal digits. */
   ByteWriter decimal(long value) {
-    if (value == Long.MIN_VALUE) {
+    if (value < 0) {
       return ascii(Long.toString(value));
     }
     room(20);
+    int digits = digits(value);
+    int end = at + digits;
     long rest = value;
-    if (rest < 0) {
-      buffer[at++] = '-';
-      rest = -rest;
+    while (rest >= HUNDRED_MILLION) { // eight digits at once: divisions of long are slow
+      long head = rest / HUNDRED_MILLION;
+      int eight = (int) (rest - head * HUNDRED_MILLION);
+      for (int i = 0; i < 4; i++) {
+        int tail = eight / 100;
+        end = twoDigits(eight - tail * 100, end);
+        eight = tail;
+      }
+      rest = head;
     }
-    int digits = 1;
-    for (long power = 10; digits < 19 && rest >= power; power *= 10) {
-      digits++;
+    int left = (int) rest;
+    while (left >= 10) {
+      int tail = left / 100;
+      if (end - at == 1) {
+        break;
+      }
+      end = twoDigits(left - tail * 100, end);
+      left = tail;
     }
-    for (int i = at + digits - 1; i >= at; i--) {
-      buffer[i] = (byte) ('0' + rest % 10);
-      rest /= 10;
+    if (end > at) {
+      buffer[at] = (byte) ('0' + left);
     }
     at += digits;
     return this;
+  }
+
+  private int twoDigits(int value, int end) {
+    buffer[end - 1] = UNITS[value];
+    buffer[end - 2] = TENS[value];
+    return end - 2;
+  }
+
+  private static int digits(long value) {
+    int digits = 1;
+    for (long power = 10; digits < 19 && value >= power; power *= 10) {
+      digits++;
+    }
+    return digits;
   }
 
   ByteWriter ascii(String text) {

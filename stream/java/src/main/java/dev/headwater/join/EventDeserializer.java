@@ -2,9 +2,6 @@ package dev.headwater.join;
 
 import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
-import java.util.HashMap;
-import java.util.List;
-import java.util.Map;
 import org.apache.flink.api.common.serialization.DeserializationSchema.InitializationContext;
 import org.apache.flink.api.common.typeinfo.TypeInformation;
 import org.apache.flink.connector.kafka.source.reader.deserializer.KafkaRecordDeserializationSchema;
@@ -28,7 +25,7 @@ public final class EventDeserializer implements KafkaRecordDeserializationSchema
   private final int bytesMax;
   private final long futureBoundMs;
   private transient EventScanner[] scanners;
-  private transient List<Map<Integer, PartitionClock>> clocks;
+  private transient PartitionClock[][] clocks;
   private transient MetricGroup metrics;
 
   /** `impressions` is the one topic's name, every other record is a conversion. */
@@ -44,7 +41,7 @@ public final class EventDeserializer implements KafkaRecordDeserializationSchema
   public void open(InitializationContext context) {
     metrics = context.getMetricGroup();
     scanners = new EventScanner[] {scanner(false), scanner(true)};
-    clocks = List.of(new HashMap<>(), new HashMap<>());
+    clocks = new PartitionClock[2][0];
   }
 
   private EventScanner scanner(boolean conversions) {
@@ -128,11 +125,14 @@ public final class EventDeserializer implements KafkaRecordDeserializationSchema
   }
 
   private PartitionClock clock(boolean conversion, int partition) {
-    Map<Integer, PartitionClock> own = clocks.get(conversion ? 1 : 0);
-    PartitionClock clock = own.get(partition);
+    int topic = conversion ? 1 : 0;
+    if (partition >= clocks[topic].length) {
+      clocks[topic] = Arrays.copyOf(clocks[topic], partition + 1);
+    }
+    PartitionClock clock = clocks[topic][partition];
     if (clock == null) {
       clock = new PartitionClock(futureBoundMs);
-      own.put(partition, clock);
+      clocks[topic][partition] = clock;
       show(clock, conversion ? "conversions" : "impressions", partition);
     }
     return clock;

@@ -199,13 +199,19 @@ final class EventScanner {
   private long eventTime(int field) throws BadEvent {
     int next = cursor.peek();
     int start = cursor.position();
-    String shown = cursor.here();
+    String shown;
     if (next >= '0' && next <= '9' && cursor.skipNumber()) {
-      try {
-        return Long.parseLong(cursor.text(start, cursor.position()));
-      } catch (NumberFormatException tooLarge) {
-        shown = cursor.text(start, cursor.position());
+      if (cursor.position() - start <= JsonCursor.LONG_DIGITS) {
+        return cursor.integer(start);
       }
+      shown = cursor.text(start, cursor.position());
+      try {
+        return Long.parseLong(shown);
+      } catch (NumberFormatException tooLarge) {
+        // told below
+      }
+    } else {
+      shown = cursor.shown(start);
     }
     throw new BadEvent(fields[field] + ": expected " + expected(field) + ", got " + shown);
   }

@@ -63,7 +63,7 @@ public record JoinSettings(
     return rates;
   }
 
-  long longestWindowMs() {
+  public long longestWindowMs() {
     return kinds.stream().mapToLong(kind -> kind.windowMs).max().orElseThrow();
   }
 

@@ -8,6 +8,9 @@ import java.util.Arrays;
  * numbers. It copies nothing unless asked to, so a payload of thousands of features costs one pass.
  */
 final class JsonCursor {
+  /** So many digits fit a long whatever they are. */
+  static final int LONG_DIGITS = 18;
+
   private static final int DEPTH_MAX = 100;
   private static final int SHOWN_CHARS_MAX = 40;
 
@@ -29,6 +32,9 @@ final class JsonCursor {
    * as well, which no JSON begins with: only {@link #end} has to tell them apart.
    */
   int peek() {
+    if (at < bytes.length && bytes[at] > ' ') {
+      return bytes[at];
+    }
     while (at < bytes.length) {
       int c = bytes[at];
       if (c != ' ' && c != '\n' && c != '\r' && c != '\t') {
@@ -185,14 +191,28 @@ final class JsonCursor {
     return new String(bytes, from, to - from, StandardCharsets.UTF_8);
   }
 
+  /** The non-negative integer of at most {@link #LONG_DIGITS} digits from `start` to the cursor. */
+  long integer(int start) {
+    long value = 0;
+    for (int i = start; i < at; i++) {
+      value = value * 10 + (bytes[i] - '0');
+    }
+    return value;
+  }
+
   /** What stands at the cursor, short and printable, for a reason text. */
   String here() {
-    if (at >= bytes.length) {
+    return shown(at);
+  }
+
+  /** Likewise, what stands at `from`. */
+  String shown(int from) {
+    if (from >= bytes.length) {
       return "the end of the bytes";
     }
-    int to = Math.min(bytes.length, at + SHOWN_CHARS_MAX);
+    int to = Math.min(bytes.length, from + SHOWN_CHARS_MAX);
     StringBuilder shown = new StringBuilder();
-    for (int i = at; i < to; i++) {
+    for (int i = from; i < to; i++) {
       int c = bytes[i] & 0xff;
       if (c >= 0x20 && c < 0x7f) {
         shown.append((char) c);
@@ -236,11 +256,14 @@ final class JsonCursor {
   }
 
   private int skipDigits() {
+    byte[] text = bytes; // and `to`: the compiler keeps no field in a register
     int start = at;
-    while (at < bytes.length && bytes[at] >= '0' && bytes[at] <= '9') {
-      at++;
+    int to = start;
+    while (to < text.length && text[to] >= '0' && text[to] <= '9') {
+      to++;
     }
-    return at - start;
+    at = to;
+    return to - start;
   }
 
   private void requireDigits() throws BadEvent {

@@ -87,13 +87,23 @@ final class OpenPairs {
     }
     if (pair.touchedIn != period) {
       pair.touchedIn = period;
+      pair.touchedAt = touched.size();
       touched.add(pair);
     }
   }
 
-  /** Nothing is left to remember of the pair. */
+  /** Nothing is left to remember of the pair, which is touched. */
   void forget(Pair pair) {
     pairs.remove(pair);
+    if (pair.place == null && pair.state.dropped.isEmpty()) {
+      // Pages have nothing of it, so the next write need not see it. Most end so: kept until then
+      // they would be most of what is in memory.
+      Pair last = touched.remove(touched.size() - 1);
+      if (last != pair) {
+        touched.set(pair.touchedAt, last);
+        last.touchedAt = pair.touchedAt;
+      }
+    }
   }
 
   int size() {

@@ -12,6 +12,10 @@ final class Pair {
   Page.Place place;
   /** Which period between two checkpoints it was last touched in. */
   long touchedIn = -1;
+  /** Its place among those. */
+  int touchedAt;
+  /** Its place in {@link PairTable}. */
+  int row;
 
   Pair(PairKey key, int group) {
     this.key = key;

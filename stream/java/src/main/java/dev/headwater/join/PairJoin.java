@@ -257,9 +257,10 @@ final class PairJoin {
         conversion.eventMs,
         conversion.producedMs,
         null);
-    boolean told = isTold(impression, label.kind);
+    boolean corrects =
+        settings.correct() && impression.earlyDone && !isTold(impression, label.kind);
     impression.add(label);
-    if (settings.correct() && impression.earlyDone && !told) {
+    if (corrects) {
       sampleCorrection(state, impression, label);
     }
   }

@@ -33,10 +33,7 @@ final class PartitionClock {
   }
 
   /** Judges the event at `offset`; asked again about the same offset it repeats its answer. */
-  boolean accepts(long offset, Long eventMs, long wallMs) {
-    if (eventMs == null) {
-      return false;
-    }
+  boolean accepts(long offset, long eventMs, long wallMs) {
     if (offset != lastOffset) {
       lastOffset = offset;
       lastAccepted = judge(eventMs, wallMs);
