@@ -100,7 +100,9 @@ final class OpenPairs {
       // they would be most of what is in memory.
       Pair last = touched.remove(touched.size() - 1);
       if (last != pair) {
-        touched.set(pair.touchedAt, last);
+        if (touched.set(pair.touchedAt, last) != pair) {
+          throw new IllegalStateException("join state: expected a touched pair: " + pair.key);
+        }
         last.touchedAt = pair.touchedAt;
       }
     }
