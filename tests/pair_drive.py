@@ -116,6 +116,7 @@ class AlignmentDrive:
     def close(self) -> None:
         self._in.close()
         assert self._process.wait(30) == 0
+        self._out.close()
 
     def _read_utf(self) -> str:
         (length,) = struct.unpack(">H", self._out.read(2))
