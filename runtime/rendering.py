@@ -66,7 +66,7 @@ def _representation(name: str, message: Message) -> dict[str, Any]:
 
 
 def _undecodable(message: Message) -> dict[str, Any]:
-    said = JoinHeader.find(_received(message))
+    said = JoinHeader.find(message.headers())
     stream, partition, offset = ("", -1, -1) if said is None else said.source
     line: dict[str, Any] = {
         "reason": headers_of(message).get("hw_reason", ""),

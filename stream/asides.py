@@ -117,14 +117,13 @@ def headers_of(message: Message) -> dict[str, bytes]:
 
 
 def _aside(topic: AsideTopic, message: Message) -> Aside:
-    headers = headers_of(message)
-    said = JoinHeader.read(headers.items())
+    said = JoinHeader.read(message.headers())
     return Aside(
         topic=topic,
         source=said.source,
         key=message.key(),
         value=message.value(),
-        reason=headers["hw_reason"].decode("ascii"),
+        reason=headers_of(message)["hw_reason"].decode("ascii"),
         joined_ms=said.joined_ms,
         watermark_ms=said.watermark_ms,
         produced_ms=said.produced_ms,

@@ -14,7 +14,7 @@ import xxhash
 from confluent_kafka import Message
 
 from settings.config import Config
-from stream.asides import ORIGIN_HEADER
+from stream.asides import ORIGIN_HEADER, headers_of
 from topics.attribution import decode_attribution
 from topics.conversion import decode_conversion
 from topics.errors import RecordInvalid
@@ -120,7 +120,7 @@ class TopicFrames:
 
         def take_output(name: str, message: Message) -> None:
             try:
-                if name == SAMPLES and ORIGIN_HEADER in _headers(message):
+                if name == SAMPLES and ORIGIN_HEADER in headers_of(message):
                     appended.add(_sample(message))
                 elif name == SAMPLES:
                     sampled.add(_sample(message))
@@ -232,19 +232,18 @@ def _event(name: str, message: Message, rules: _EventRules) -> tuple[Any, ...]:
 
 
 def _side(message: Message) -> tuple[Any, ...]:
-    headers = _headers(message)
-    said = JoinHeader.read(headers.items())
+    said = JoinHeader.read(message.headers())
     return (
         *said.source,
         said.watermark_ms,
         said.joined_ms,
         _digest(message.value()),
-        headers["hw_reason"].decode("ascii"),
+        headers_of(message)["hw_reason"].decode("ascii"),
     )
 
 
 def _attribution(message: Message) -> tuple[Any, ...]:
-    said = JoinHeader.read(_headers(message).items())
+    said = JoinHeader.read(message.headers())
     attribution = decode_attribution(message.value() or b"")
     return (
         *said.source,
@@ -257,7 +256,7 @@ def _attribution(message: Message) -> tuple[Any, ...]:
 
 
 def _sample(message: Message) -> tuple[Any, ...]:
-    said = JoinHeader.read(_headers(message).items())
+    said = JoinHeader.read(message.headers())
     sample = decode_sample_head(message.value() or b"")
     return (
         *said.source,
@@ -286,11 +285,6 @@ def _text(pairs: Mapping[str, float], *, with_values: bool = False) -> str:
     if with_values:
         return ",".join(sorted(f"{name}:{value!r}" for name, value in pairs.items()))
     return ",".join(sorted(pairs))
-
-
-def _headers(message: Message) -> dict[str, bytes]:
-    found: Any = message.headers() or ()
-    return dict(found)
 
 
 def _digest(value: bytes | None) -> int | None:

@@ -217,7 +217,7 @@ def _own_headers(
 ) -> list[tuple[str, bytes]]:
     """Of the impression's own coordinates, and of the watermark that the live join had reached."""
     headers = headers_of(message)
-    said = JoinHeader.read(headers.items())
+    said = JoinHeader.read(message.headers())
     own = said._replace(
         partition=source[1],
         offset=source[2],
@@ -234,4 +234,4 @@ def _pair_of(value: bytes | None) -> Pair:
 
 
 def _source(message: Message) -> Source:
-    return JoinHeader.read(headers_of(message).items()).source
+    return JoinHeader.read(message.headers()).source

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from settings.config import Config
-from stream.asides import Aside, AsideTopic, Record, headers_of, origin, read_asides, send_once
+from stream.asides import Aside, AsideTopic, Record, origin, read_asides, send_once
 from topics.conversion import decode_conversion
 from topics.errors import RecordInvalid
 from topics.event import event_key
@@ -155,7 +155,7 @@ def _reached_watermark_ms(config: Config, bootstrap: str) -> int:
     start = {where: max(0, end - _TAIL_RECORDS) for where, end in ends.items()}
     reached = -1
     for _, message in read_to_end(config, bootstrap, JOIN_OUTPUTS, start=start):
-        said = JoinHeader.find(headers_of(message).items())
+        said = JoinHeader.find(message.headers())
         if said is not None and said.watermark_ms < _END_OF_INPUT_MS:
             reached = max(reached, said.watermark_ms)
     return reached

@@ -47,6 +47,6 @@ def test_what_is_no_join_header_is_refused(value: bytes) -> None:
 
 
 def test_a_record_without_one() -> None:
-    assert JoinHeader.find([("hw_reason", b"late")]) is None
+    assert JoinHeader.find([("hw_reason", b"late")]) is JoinHeader.find(None) is None
     with pytest.raises(RecordInvalid, match="got none"):
         JoinHeader.read([("hw_reason", b"late")])

@@ -243,7 +243,7 @@ def test_late_events_are_joined_with_their_past(kafka: str, prefix: str) -> None
     }
     assert report.records == len(appended) == 4
     [final] = [headers for headers, s in appended if s.state == "final"]
-    said = JoinHeader.read((name, value.encode()) for name, value in final.items())
+    said = JoinHeader.read([(name, value.encode()) for name, value in final.items()])
     assert said.source[1:] == late_source[1:]
     assert said.watermark_ms == T + 1500
     again = reprocess_late(config, kafka)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pair_drive import AlignmentDrive, PairDrive
@@ -94,7 +94,7 @@ _partitions = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(deadline=None)
 @given(partitions=_partitions, batch=st.integers(1, 40), ahead=st.integers(0, 5_000))
 def test_a_backlog_is_read_whole_and_in_order(
     drive: AlignmentDrive, partitions: list[tuple[int, int, bool]], batch: int, ahead: int

@@ -8,7 +8,6 @@ than the number in it. Side topics have `hw_reason` beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 from topics.errors import RecordInvalid
@@ -40,18 +39,18 @@ class JoinHeader(NamedTuple):
         return self[:3]
 
     @classmethod
-    def read(cls, headers: Iterable[tuple[str, Any]]) -> Self:
-        """From a record's headers. Raises RecordInvalid where it is missing, or as `find`."""
+    def read(cls, headers: Any) -> Self:
+        """From a message's `headers()`. Raises RecordInvalid where it is missing, or as `find`."""
         found = cls.find(headers)
         if found is None:
             raise RecordInvalid(f"{JOIN_HEADER}: expected this header, got none")
         return found
 
     @classmethod
-    def find(cls, headers: Iterable[tuple[str, Any]]) -> Self | None:
+    def find(cls, headers: Any) -> Self | None:
         """Likewise; None where a record has none, so that the join did not write it. Raises
         RecordInvalid where it is not seven words."""
-        for name, value in headers:
+        for name, value in headers or ():
             if name == JOIN_HEADER:
                 return cls._parsed(value or b"")
         return None

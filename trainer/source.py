@@ -263,7 +263,7 @@ def _record(message: Message, partition: int, offset: int) -> SourceRecord:
 def _times(headers: Any) -> tuple[int, int]:
     """(joined_ms, watermark_ms), -1 where a foreign producer's sample does not say."""
     try:
-        said = JoinHeader.find(headers or ())
+        said = JoinHeader.find(headers)
     except RecordInvalid as invalid:
         _log.warning("header_not_readable", error=str(invalid))
         return -1, -1

@@ -1,8 +1,6 @@
 package dev.headwater.join;
 
-import java.util.HashMap;
 import java.util.List;
-import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
@@ -44,12 +42,11 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
     if (output == null || output.to != to) {
       output = new Noting(to);
     }
-    InputStatus status = reader.pollNext(output);
-    for (int more = 1; more < BATCH && status == InputStatus.MORE_AVAILABLE; more++) {
-      sinceLook++;
+    InputStatus status = InputStatus.MORE_AVAILABLE;
+    for (int i = 0; i < BATCH && status == InputStatus.MORE_AVAILABLE; i++) {
       status = reader.pollNext(output);
     }
-    if (status != InputStatus.MORE_AVAILABLE || ++sinceLook >= RECORDS) {
+    if (status != InputStatus.MORE_AVAILABLE || (sinceLook += BATCH) >= RECORDS) {
       sinceLook = 0;
       SplitAlignment.Change change = alignment.change(System.currentTimeMillis());
       if (!change.isEmpty()) {
@@ -110,26 +107,12 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
     reader.close();
   }
 
-  /** The task's output, and the partitions' clocks. */
-  private final class Noting implements ReaderOutput<Event> {
-    private final ReaderOutput<Event> to;
-    private final Map<String, SourceOutput<Event>> ofSplit = new HashMap<>();
+  /** An output that hands on what it gets. */
+  private abstract static class Forwarding<O extends SourceOutput<Event>> implements SourceOutput<Event> {
+    final O to;
 
-    private Noting(ReaderOutput<Event> to) {
+    Forwarding(O to) {
       this.to = to;
-    }
-
-    @Override
-    public SourceOutput<Event> createOutputForSplit(String split) {
-      return ofSplit.computeIfAbsent(
-          split, name -> new OfSplit(to.createOutputForSplit(name), alignment.clock(name)));
-    }
-
-    @Override
-    public void releaseOutputForSplit(String split) {
-      ofSplit.remove(split);
-      alignment.remove(split);
-      to.releaseOutputForSplit(split);
     }
 
     @Override
@@ -158,9 +141,33 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
     }
   }
 
+  /** The task's output; hands out partitions' outputs that note what each brings. */
+  private final class Noting extends Forwarding<ReaderOutput<Event>> implements ReaderOutput<Event> {
+    Noting(ReaderOutput<Event> to) {
+      super(to);
+    }
+
+    @Override
+    public SourceOutput<Event> createOutputForSplit(String split) {
+      return new OfSplit(to.createOutputForSplit(split), alignment.clock(split));
+    }
+
+    @Override
+    public void releaseOutputForSplit(String split) {
+      alignment.remove(split);
+      to.releaseOutputForSplit(split);
+    }
+  }
+
   /** One partition's output. */
-  private record OfSplit(SourceOutput<Event> to, SplitAlignment.Clock clock)
-      implements SourceOutput<Event> {
+  private static final class OfSplit extends Forwarding<SourceOutput<Event>> {
+    private final SplitAlignment.Clock clock;
+
+    OfSplit(SourceOutput<Event> to, SplitAlignment.Clock clock) {
+      super(to);
+      this.clock = clock;
+    }
+
     @Override
     public void collect(Event event) {
       clock.note(event);
@@ -171,21 +178,6 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
     public void collect(Event event, long recordMs) {
       clock.note(event);
       to.collect(event, recordMs);
-    }
-
-    @Override
-    public void emitWatermark(Watermark watermark) {
-      to.emitWatermark(watermark);
-    }
-
-    @Override
-    public void markIdle() {
-      to.markIdle();
-    }
-
-    @Override
-    public void markActive() {
-      to.markActive();
     }
   }
 }

@@ -63,6 +63,7 @@ public record JoinSettings(
     return rates;
   }
 
+  /** After it no impression can be converted any more. */
   public long longestWindowMs() {
     return kinds.stream().mapToLong(kind -> kind.windowMs).max().orElseThrow();
   }

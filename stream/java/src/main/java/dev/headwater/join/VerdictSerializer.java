@@ -36,10 +36,11 @@ public final class VerdictSerializer
     if (digits == null) {
       digits = new ByteWriter();
     }
-    ByteWriter about = digits.reset();
+    ByteWriter about = digits.reset(); // topics/join_header.py says what the words are
     about.ascii(verdict.conversion() ? "conversions " : "impressions ");
     about.decimal(verdict.partition()).octet(' ').decimal(verdict.offset()).octet(' ');
-    about.decimal(Math.max(-1, verdict.watermarkMs())).octet(' ').decimal(verdict.eventMs());
+    about.decimal(verdict.watermarkMs() == Long.MIN_VALUE ? -1 : verdict.watermarkMs());
+    about.octet(' ').decimal(verdict.eventMs());
     about.octet(' ').decimal(verdict.producedMs()).octet(' ').decimal(verdict.joinedMs());
     Header source = new RecordHeader("hw_join", about.toBytes());
     Header[] headers =
