@@ -110,8 +110,8 @@ def measure(quick: bool) -> dict[str, Any]:
     require_java()
     flink_jars()
     # 2.0 M events with conversions. The compiler of the JVM is at work for the first rounds.
-    repetitions, rounds = (2, 2) if quick else (35, 5)
-    stretch = 10_000 if quick else 50_000
+    repetitions, rounds = (2, 2) if quick else (7, 5)
+    stretch = 10_000 if quick else 250_000
     impressions = stretch * repetitions
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-bench-")))

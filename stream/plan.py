@@ -17,7 +17,7 @@ _BOUNDED_WATERMARK_INTERVAL_MS = 25
 """Of history event time passes a hundred times as fast, and what is due waits in memory."""
 _DISCOVERY_MS = 10_000
 """How soon a partition that was added is read. Its first events wait so long, nothing is lost."""
-_BOUNDED_INTERVAL_MS = 5_000
+_BOUNDED_INTERVAL_MS = 10_000
 """Between checkpoints of a join of history: nobody waits for its records to become visible."""
 _BUFFER_TIMEOUT_MS = 10
 """How long a row may wait in a network buffer: a part of freshness."""
@@ -26,6 +26,9 @@ _POLL_RECORDS = 1_000
 _LINGER_MS = 5
 _BOUNDED_LINGER_MS = 50
 """How long a batch waits to be filled: of history nobody waits for the first record."""
+_BATCH_BYTES = 128 << 10
+_BOUNDED_BATCH_BYTES = 512 << 10
+"""Each batch has a compressor of its own, with buffers of its own."""
 _BYTES = "org.apache.flink.kafka.shaded.org.apache.kafka.common.serialization.ByteArrayDeserializer"
 JAR_CONTRACT = 4
 """What Python and the operator's jar agree on: constructors and their arguments. Raised by one in
@@ -136,7 +139,7 @@ def sink_properties(config: Config, bootstrap: str, *, bounded: bool) -> dict[st
     return client_properties(config, bootstrap) | {
         "compression.type": "lz4",
         "linger.ms": str(_BOUNDED_LINGER_MS if bounded else _LINGER_MS),
-        "batch.size": "131072",
+        "batch.size": str(_BOUNDED_BATCH_BYTES if bounded else _BATCH_BYTES),
         "transaction.timeout.ms": str(config.join.transaction_timeout),
     }
 

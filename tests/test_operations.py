@@ -202,7 +202,7 @@ def test_each_partition_is_watched_and_doctor_names_what_is_odd(life: _Life) -> 
     told = {f.check: f for f in watermark_findings(life.shadow, life.scrape)}
     assert "from the future" in told["clocks"].says and "reprocess" in told["clocks"].fix
     assert "late" in told["late events"].says and "lateness" in told["late events"].fix
-    assert told["watermark"].verdict == "ok"
+    assert told["watermark"].verdict == "ok", told["watermark"]
 
 
 def test_the_live_audit_goes_round_after_round(life: _Life) -> None:

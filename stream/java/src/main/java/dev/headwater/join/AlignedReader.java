@@ -29,12 +29,17 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
 
   private final SourceReader<Event, KafkaPartitionSplit> reader;
   private final SplitAlignment alignment;
+  private final ReaderMetrics metrics;
   private Noting output;
   private int sinceLook;
 
-  AlignedReader(SourceReader<Event, KafkaPartitionSplit> reader, SplitAlignment alignment) {
+  AlignedReader(
+      SourceReader<Event, KafkaPartitionSplit> reader,
+      SplitAlignment alignment,
+      ReaderMetrics metrics) {
     this.reader = reader;
     this.alignment = alignment;
+    this.metrics = metrics;
   }
 
   @Override
@@ -48,6 +53,7 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
     }
     if (status != InputStatus.MORE_AVAILABLE || (sinceLook += BATCH) >= RECORDS) {
       sinceLook = 0;
+      metrics.tell();
       SplitAlignment.Change change = alignment.change(System.currentTimeMillis());
       if (!change.isEmpty()) {
         reader.pauseOrResumeSplits(change.hold(), change.release());

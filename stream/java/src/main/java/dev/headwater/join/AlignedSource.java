@@ -63,7 +63,7 @@ public final class AlignedSource
   @Override
   public SourceReader<Event, KafkaPartitionSplit> createReader(SourceReaderContext context) {
     deserializer.open(new Opening(context));
-    KafkaSourceReaderMetrics metrics = new KafkaSourceReaderMetrics(context.metricGroup());
+    ReaderMetrics metrics = new ReaderMetrics(context.metricGroup());
     FutureCompletingBlockingQueue<RecordsWithSplitIds<ConsumerRecord<byte[], byte[]>>> fetched =
         new FutureCompletingBlockingQueue<>();
     KafkaSourceFetcherManager fetching =
@@ -78,7 +78,7 @@ public final class AlignedSource
             context,
             metrics);
     boolean bounded = getBoundedness() == Boundedness.BOUNDED;
-    return new AlignedReader(reader, new SplitAlignment(aheadMs, heldMsMax, bounded));
+    return new AlignedReader(reader, new SplitAlignment(aheadMs, heldMsMax, bounded), metrics);
   }
 
   @Override

@@ -32,6 +32,13 @@ final class ByteWriter {
     return at;
   }
 
+  /** Takes out what was written from position `from` on. */
+  byte[] cut(int from) {
+    byte[] end = Arrays.copyOfRange(buffer, from, at);
+    at = from;
+    return end;
+  }
+
   ByteWriter raw(byte[] content, int from, int length) {
     room(length);
     System.arraycopy(content, from, buffer, at, length);

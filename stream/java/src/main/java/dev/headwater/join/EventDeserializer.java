@@ -91,7 +91,7 @@ public final class EventDeserializer implements KafkaRecordDeserializationSchema
     byte[] none = String.valueOf(spread).getBytes(StandardCharsets.US_ASCII);
     return new Event(
         conversion,
-        PairKey.of(new byte[0], none),
+        PairKey.of(new Span(), Span.of(none)),
         null,
         -1,
         -1,

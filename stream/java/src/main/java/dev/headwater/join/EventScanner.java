@@ -30,10 +30,11 @@ final class EventScanner {
   private final String[] fields;
   private final int required;
   private final JsonCursor cursor = new JsonCursor();
+  private final Span text = new Span();
 
   byte[] id;
-  byte[] userId;
-  byte[] itemId;
+  final Span userId = new Span();
+  final Span itemId = new Span();
   long eventMs;
   /** Of a conversion the position of its kind in `kindNames`. */
   int kind;
@@ -55,8 +56,6 @@ final class EventScanner {
   /** Reads `bytes` into the fields; throws with the reason if it is no event of this stream. */
   void scan(byte[] bytes) throws BadEvent {
     id = null;
-    userId = null;
-    itemId = null;
     eventMs = -1;
     kind = -1;
     domain = null;
@@ -109,9 +108,9 @@ final class EventScanner {
 
   private void readField(int field) throws BadEvent {
     switch (field) {
-      case 0 -> id = identifier(field);
-      case 1 -> userId = identifier(field);
-      case 2 -> itemId = identifier(field);
+      case 0 -> id = identifier(field, text).copy();
+      case 1 -> identifier(field, userId);
+      case 2 -> identifier(field, itemId);
       case 3 -> eventMs = eventTime(field);
       default -> {
         if (conversions) {
@@ -126,7 +125,8 @@ final class EventScanner {
   private void readImpressionField(int field) throws BadEvent {
     if (field == 4 && cursor.peek() == '"') {
       if (withDomain) {
-        domain = cursor.readString();
+        cursor.readString(text);
+        domain = text.copy();
       } else {
         cursor.skipString();
       }
@@ -143,11 +143,12 @@ final class EventScanner {
       if (next != '"') {
         throw wrong(field);
       }
-      kind = knownKind(cursor.readString());
+      cursor.readString(text);
+      kind = knownKind();
     } else if (next == 'n') {
       cursor.skipWord("null");
     } else if (field == 5) {
-      named = identifier(field);
+      named = identifier(field, text).copy();
     } else if (next == '-' || (next >= '0' && next <= '9')) {
       int start = cursor.position();
       cursor.skipNumber();
@@ -157,34 +158,34 @@ final class EventScanner {
     }
   }
 
-  private int knownKind(byte[] name) throws BadEvent {
+  private int knownKind() throws BadEvent {
     for (int i = 0; i < kindNames.length; i++) {
-      if (Arrays.equals(kindNames[i], name)) {
+      if (text.is(kindNames[i])) {
         return i;
       }
     }
     String kinds =
         Arrays.stream(kindNames).map(EventScanner::text).sorted().collect(Collectors.joining(", "));
-    throw new BadEvent("kind: expected one of " + kinds + ", got " + text(name));
+    throw new BadEvent("kind: expected one of " + kinds + ", got " + text(text.copy()));
   }
 
   private static String text(byte[] utf8) {
     return new String(utf8, StandardCharsets.UTF_8);
   }
 
-  private byte[] identifier(int field) throws BadEvent {
+  private Span identifier(int field, Span into) throws BadEvent {
     if (cursor.peek() != '"') {
       throw wrong(field);
     }
-    byte[] text = cursor.readString();
-    if (text.length == 0) {
+    cursor.readString(into);
+    if (into.length() == 0) {
       throw new BadEvent(fields[field] + ": expected " + expected(field) + ", got an empty one");
     }
-    if (text.length > ID_CHARS_MAX && characters(text) > ID_CHARS_MAX) {
+    if (into.length() > ID_CHARS_MAX && characters(into.copy()) > ID_CHARS_MAX) {
       throw new BadEvent(
           fields[field] + ": expected at most " + ID_CHARS_MAX + " characters, got more");
     }
-    return text;
+    return into;
   }
 
   /** Code points of UTF-8. */

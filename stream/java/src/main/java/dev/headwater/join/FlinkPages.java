@@ -34,7 +34,7 @@ final class FlinkPages implements PageState {
     standsFor = new PairKey[groupsMax];
     for (int left = groupsMax, i = 0; left > 0; i++) {
       byte[] name = String.valueOf(i).getBytes(StandardCharsets.US_ASCII);
-      PairKey key = PairKey.of(new byte[0], name);
+      PairKey key = PairKey.of(new Span(), Span.of(name));
       int group = KeyGroupRangeAssignment.assignToKeyGroup(key, groupsMax);
       if (standsFor[group] == null) {
         standsFor[group] = key;

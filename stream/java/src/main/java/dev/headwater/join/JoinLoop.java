@@ -23,7 +23,7 @@ final class JoinLoop {
   /** Judges an event that arrives when the watermark is `watermarkMs`. */
   void onEvent(Event event, long watermarkMs) throws Exception {
     Pair pair = pairs.touch(event.pair());
-    join.onEvent(pair.state, event, watermarkMs);
+    join.onEvent(pair, event, watermarkMs);
     leave(pair);
   }
 
@@ -33,18 +33,18 @@ final class JoinLoop {
         watermarkMs,
         pair -> {
           pairs.touch(pair);
-          join.onWatermark(pair.state, watermarkMs);
+          join.onWatermark(pair, watermarkMs);
           leave(pair);
         });
   }
 
   private void leave(Pair pair) {
-    if (pair.state.isEmpty()) {
+    if (pair.isEmpty()) {
       pair.dueMs = PairState.NO_TIMER;
       pairs.forget(pair);
       return;
     }
-    long dueMs = join.nextDueMs(pair.state);
+    long dueMs = join.nextDueMs(pair);
     if (dueMs < pair.dueMs) {
       pair.dueMs = dueMs;
       due.add(pair);

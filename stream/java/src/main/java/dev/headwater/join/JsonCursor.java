@@ -1,7 +1,6 @@
 package dev.headwater.join;
 
 import java.nio.charset.StandardCharsets;
-import java.util.Arrays;
 
 /**
  * Walks the bytes of one JSON text strictly: RFC 8259 grammar, valid UTF-8, paired surrogates, finite
@@ -104,13 +103,15 @@ final class JsonCursor {
     return text.length;
   }
 
-  /** Consumes a string and returns its text in UTF-8. */
-  byte[] readString() throws BadEvent {
+  /** Consumes a string; `text` is its text in UTF-8, within these bytes where nothing is escaped. */
+  void readString(Span text) throws BadEvent {
     int start = skipString();
-    if (!escaped) {
-      return Arrays.copyOfRange(bytes, start, at - 1);
+    if (escaped) {
+      byte[] plain = unescape(text(start, at - 1)).getBytes(StandardCharsets.UTF_8);
+      text.set(plain, 0, plain.length);
+    } else {
+      text.set(bytes, start, at - 1);
     }
-    return unescape(text(start, at - 1)).getBytes(StandardCharsets.UTF_8);
   }
 
   /** Whether the string read last (content from `start`) is exactly the ASCII `name`. */

@@ -72,7 +72,7 @@ final class OpenPairs {
     Pair pair = pairs.get(key);
     if (pair == null) {
       pair = new Pair(key, kept.groupOf(key));
-      pair.state = new PairState(key);
+      pair.inMemory = true;
       pairs.add(pair);
     }
     touch(pair);
@@ -81,9 +81,10 @@ final class OpenPairs {
 
   /** Gives a known pair its state; what is done to it is written by the next {@link #write}. */
   void touch(Pair pair) throws Exception {
-    if (pair.state == null) {
+    if (!pair.inMemory) {
       byte[] page = bytes(pair.group, pair.place.page());
-      pair.state = codec.decode(pair.key, page, pair.place.at(), pages(pair.group));
+      codec.decode(pair, page, pair.place.at(), pages(pair.group));
+      pair.inMemory = true;
     }
     if (pair.touchedIn != period) {
       pair.touchedIn = period;
@@ -95,7 +96,7 @@ final class OpenPairs {
   /** Nothing is left to remember of the pair, which is touched. */
   void forget(Pair pair) {
     pairs.remove(pair);
-    if (pair.place == null && pair.state.dropped.isEmpty()) {
+    if (pair.place == null && pair.dropped.isEmpty()) {
       // Pages have nothing of it, so the next write need not see it. Most end so: kept until then
       // they would be most of what is in memory.
       Pair last = touched.remove(touched.size() - 1);
@@ -113,10 +114,9 @@ final class OpenPairs {
   }
 
   /** The bytes of a payload that lies apart from its pair. */
-  PairState.Payload payload(PairKey key, PairState.Payload payload) {
+  Span payload(PairKey key, Page.Place place) {
     try {
-      byte[] page = bytes(kept.groupOf(key), payload.place.page());
-      return codec.payloadAt(page, payload.place.at());
+      return codec.payloadAt(bytes(kept.groupOf(key), place.page()), place.at());
     } catch (Exception failed) {
       throw new IllegalStateException("join state: a payload is not readable", failed);
     }
@@ -138,7 +138,8 @@ final class OpenPairs {
     all.addAll(touched);
     for (Pair pair : touchedBefore) {
       if (pair.touchedIn != period) {
-        pair.state = null;
+        pair.clear();
+        pair.inMemory = false;
       }
     }
     touchedBefore = all;
@@ -156,13 +157,13 @@ final class OpenPairs {
     Page page = begin();
     for (List<Pair> some : List.of(own, survivors)) {
       for (Pair pair : some) {
-        if (!pair.state.isEmpty()) {
+        if (!pair.isEmpty()) {
           if (out.length() >= PAGE_BYTES) {
             page = finish(group, pages, page);
           }
-          codec.writePayloads(out, pair.state, page);
+          codec.writePayloads(out, pair, page);
           pair.place = page.add(out.length());
-          codec.write(out, pair.state, pair.dueMs);
+          codec.write(out, pair, pair.dueMs);
         }
       }
     }
@@ -188,10 +189,10 @@ final class OpenPairs {
       pair.place.page().kill(pair.place.index());
       pair.place = null;
     }
-    for (PairState.Payload payload : pair.state.dropped) {
-      payload.place.page().kill(payload.place.index());
+    for (Page.Place place : pair.dropped) {
+      place.page().kill(place.index());
     }
-    pair.state.dropped = Collections.emptyList();
+    pair.dropped = Collections.emptyList();
   }
 
   /** Touches what lives in pages that are not worth keeping: many small ones, and sparse ones. */
@@ -222,7 +223,7 @@ final class OpenPairs {
         Pair pair = pairs.get(entry.key());
         touch(pair);
         if (!entry.isPair()) {
-          pair.state.bringHome(page, index, codec.payloadAt(bytes, entry.at()));
+          pair.bringHome(page, index, codec.payloadAt(bytes, entry.at()));
           page.kill(index);
         }
       }

@@ -56,21 +56,21 @@ final class PairCodec {
   void writePayloads(ByteWriter out, PairState state, Page page) {
     int position = 0;
     for (PairState.Impression each = state.open; each != null; each = each.next) {
-      writeApart(out, state.key, each.payload, page, position++);
+      writeApart(out, state.key, each, page, position++);
     }
     for (PairState.Waiting each = state.waiting; each != null; each = each.next) {
-      writeApart(out, state.key, each.payload, page, position++);
+      writeApart(out, state.key, each, page, position++);
     }
   }
 
   private void writeApart(
-      ByteWriter out, PairKey key, PairState.Payload payload, Page page, int position) {
-    boolean small = position < INLINE_PAYLOADS_MAX && payload.length <= INLINE_BYTES_MAX;
-    if (payload.isApart() || small) {
+      ByteWriter out, PairKey key, PairState.Held<?> event, Page page, int position) {
+    boolean small = position < INLINE_PAYLOADS_MAX && event.length <= INLINE_BYTES_MAX;
+    if (event.isApart() || small) {
       return;
     }
-    payload.place = page.add(out.length());
-    begin(PAYLOAD, key).varint(payload.length).raw(payload.bytes, payload.from, payload.length);
+    event.place = page.add(out.length());
+    begin(PAYLOAD, key).varint(event.length).raw(event.bytes, event.from, event.length);
     entry.appendSized(out);
   }
 
@@ -99,9 +99,8 @@ final class PairCodec {
     return entry.reset().varint(VERSION).octet(tag).varint(key.userLength).sized(key.bytes);
   }
 
-  /** The pair at `place` of a page; `known` are the pages that its payloads may lie in. */
-  PairState decode(PairKey key, byte[] page, int place, Map<Long, Page> known) {
-    PairState state = new PairState(key);
+  /** Fills the pair from `place` of a page; `known` are the pages that its payloads may lie in. */
+  void decode(PairState state, byte[] page, int place, Map<Long, Page> known) {
     enter(page, place, PAIR);
     pages = known;
     varint(); // what is due
@@ -118,14 +117,15 @@ final class PairCodec {
     for (long left = varint(); left > 0; left--) {
       state.add(seen());
     }
-    return state;
   }
 
   /** The payload whose entry is at `place` of a page. */
-  PairState.Payload payloadAt(byte[] page, int place) {
+  Span payloadAt(byte[] page, int place) {
     enter(page, place, PAYLOAD);
     int length = (int) varint();
-    return new PairState.Payload(page, at, length);
+    Span payload = new Span();
+    payload.set(page, at, at + length);
+    return payload;
   }
 
   private void enter(byte[] page, int place, int wanted) {
@@ -157,7 +157,7 @@ final class PairCodec {
   private void write(PairState.Impression impression) {
     entry.sized(impression.id).varint(impression.eventMs).varint(impression.producedMs);
     entry.varint(impression.partition).varint(impression.offset);
-    write(impression.payload);
+    writePayload(impression);
     boolean sampled = impression.keepRate != 1.0;
     entry.octet(
         (impression.earlyDone ? 1 : 0) | (impression.kept ? 2 : 0) | (sampled ? 4 : 0));
@@ -173,7 +173,7 @@ final class PairCodec {
     impression.producedMs = varint();
     impression.partition = (int) varint();
     impression.offset = varint();
-    impression.payload = payload();
+    readPayload(impression);
     int flags = in[at++];
     impression.earlyDone = (flags & 1) != 0;
     impression.kept = (flags & 2) != 0;
@@ -208,7 +208,7 @@ final class PairCodec {
     entry.sized(waiting.kind.name).varint(waiting.eventMs).varint(waiting.producedMs);
     entry.varint(waiting.partition).varint(waiting.offset);
     write(waiting.value);
-    write(waiting.payload);
+    writePayload(waiting);
   }
 
   private PairState.Waiting waiting() {
@@ -221,7 +221,7 @@ final class PairCodec {
     waiting.partition = (int) varint();
     waiting.offset = varint();
     waiting.value = value();
-    waiting.payload = payload();
+    readPayload(waiting);
     return waiting;
   }
 
@@ -233,25 +233,26 @@ final class PairCodec {
     return new PairState.Seen(flag(), sized(), varint());
   }
 
-  private void write(PairState.Payload payload) {
-    entry.flag(payload.isApart());
-    if (payload.isApart()) {
-      Page.Place place = payload.place;
+  private void writePayload(PairState.Held<?> event) {
+    entry.flag(event.isApart());
+    if (event.isApart()) {
+      Page.Place place = event.place;
       entry.varint(place.page().number).varint(place.at()).varint(place.index());
     } else {
-      entry.varint(payload.length).raw(payload.bytes, payload.from, payload.length);
+      entry.varint(event.length).raw(event.bytes, event.from, event.length);
     }
   }
 
-  private PairState.Payload payload() {
+  private void readPayload(PairState.Held<?> event) {
     if (flag()) {
       Page page = pages.get(varint());
       int place = (int) varint();
-      return PairState.Payload.apart(new Page.Place(page, place, (int) varint()));
+      event.place = new Page.Place(page, place, (int) varint());
+      return;
     }
     int length = (int) varint();
+    event.hold(in, at, length);
     at += length;
-    return new PairState.Payload(in, at - length, length);
   }
 
   private void write(Double value) {

@@ -129,12 +129,7 @@ final class PairJoin {
       return;
     }
     PairState.Impression impression = new PairState.Impression();
-    impression.id = event.id();
-    impression.eventMs = event.eventMs();
-    impression.producedMs = event.producedMs();
-    impression.partition = event.partition();
-    impression.offset = event.offset();
-    impression.payload = payload(event);
+    impression.hold(event);
     impression.keepRate = settings.keepRate(event.domain());
     impression.kept = JoinSettings.negativesKept(event.id(), impression.keepRate);
     state.add(impression);
@@ -162,13 +157,9 @@ final class PairJoin {
 
   private void onConversion(PairState state, Event event, long watermarkMs) {
     PairState.Waiting conversion = new PairState.Waiting();
-    conversion.id = event.id();
+    conversion.hold(event);
     conversion.named = event.named();
     conversion.kind = settings.kinds().get(event.kind());
-    conversion.eventMs = event.eventMs();
-    conversion.producedMs = event.producedMs();
-    conversion.partition = event.partition();
-    conversion.offset = event.offset();
     conversion.value = event.value();
     boolean behind = event.eventMs() <= watermarkMs;
     PairState.Impression impression = null;
@@ -180,7 +171,6 @@ final class PairJoin {
     } else if (behind) {
       late(state, event, watermarkMs);
     } else {
-      conversion.payload = payload(event);
       state.add(conversion);
     }
   }
@@ -203,14 +193,14 @@ final class PairJoin {
     output.emit(
         JoinOutput.Topic.ORPHANS,
         state.key.bytes,
-        bytes(load(state, conversion.payload)),
+        bytes(state, conversion),
         true,
         conversion.partition,
         conversion.offset,
         conversion.eventMs,
         conversion.producedMs,
         reason);
-    state.drop(conversion.payload);
+    state.drop(conversion);
     state.add(new PairState.Seen(true, conversion.id, conversion.eventMs));
   }
 
@@ -240,7 +230,7 @@ final class PairJoin {
     PairState.Label label = new PairState.Label();
     if (conversion.waits) {
       state.remove(conversion);
-      state.drop(conversion.payload);
+      state.drop(conversion);
     }
     label.kind = conversion.kind;
     label.id = conversion.id;
@@ -312,7 +302,7 @@ final class PairJoin {
             longestMs,
             revision(impression));
     output.countClosed(sampled);
-    state.drop(impression.payload);
+    state.drop(impression);
     state.remove(impression);
     state.add(new PairState.Seen(false, impression.id, impression.eventMs));
     for (PairState.Label label = impression.labels; label != null; label = label.next) {
@@ -342,9 +332,9 @@ final class PairJoin {
     if (!impression.kept && told.isEmpty()) {
       return false;
     }
-    byte[] value =
-        writer.sample(
-            impression, load(state, impression.payload), told, kind, elapsedMs, revision);
+    load(state, impression);
+    byte[] value = writer.sample(impression, told, kind, elapsedMs, revision);
+    unload(impression);
     if (value == null) {
       return false;
     }
@@ -388,18 +378,25 @@ final class PairJoin {
     return new String(id, StandardCharsets.UTF_8);
   }
 
-  private static PairState.Payload payload(Event event) {
-    return new PairState.Payload(event.payload(), 0, event.payload().length);
+  private void load(PairState state, PairState.Held<?> event) {
+    if (event.bytes == null) {
+      Span payload = pairs.payload(state.key, event.place);
+      event.hold(payload.bytes, payload.from, payload.length());
+    }
   }
 
-  private PairState.Payload load(PairState state, PairState.Payload payload) {
-    return payload.bytes != null ? payload : pairs.payload(state.key, payload);
+  /** What lies apart would else keep its whole page in memory. */
+  private static void unload(PairState.Held<?> event) {
+    if (event.isApart()) {
+      event.bytes = null;
+    }
   }
 
-  private static byte[] bytes(PairState.Payload payload) {
-    int to = payload.from + payload.length;
-    return payload.from == 0 && to == payload.bytes.length
-        ? payload.bytes
-        : Arrays.copyOfRange(payload.bytes, payload.from, to);
+  private byte[] bytes(PairState state, PairState.Held<?> event) {
+    load(state, event);
+    int to = event.from + event.length;
+    return event.from == 0 && to == event.bytes.length
+        ? event.bytes
+        : Arrays.copyOfRange(event.bytes, event.from, to);
   }
 }

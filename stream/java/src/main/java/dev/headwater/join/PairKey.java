@@ -26,11 +26,13 @@ public final class PairKey {
     this.hash = 31 * Arrays.hashCode(bytes) + userLength;
   }
 
-  static PairKey of(byte[] userId, byte[] itemId) {
-    byte[] bytes = Arrays.copyOf(userId, userId.length + 1 + itemId.length);
-    bytes[userId.length] = SEPARATOR;
-    System.arraycopy(itemId, 0, bytes, userId.length + 1, itemId.length);
-    return new PairKey(bytes, userId.length);
+  static PairKey of(Span userId, Span itemId) {
+    int userLength = userId.length();
+    byte[] bytes = new byte[userLength + 1 + itemId.length()];
+    System.arraycopy(userId.bytes, userId.from, bytes, 0, userLength);
+    bytes[userLength] = SEPARATOR;
+    System.arraycopy(itemId.bytes, itemId.from, bytes, userLength + 1, itemId.length());
+    return new PairKey(bytes, userLength);
   }
 
   byte[] userId() {

@@ -9,7 +9,7 @@ import java.util.List;
  * All that the join remembers of one (user, item): open impressions with their conversions, waiting
  * conversions, and ids that must still be recognised as duplicates.
  */
-final class PairState {
+class PairState {
   static final long NO_TIMER = Long.MAX_VALUE;
 
   final PairKey key;
@@ -18,8 +18,8 @@ final class PairState {
 
   Waiting waiting;
   Seen seen;
-  /** Payloads that were written apart and are not needed any more. */
-  List<Payload> dropped = Collections.emptyList();
+  /** Where payloads lie apart that are not needed any more. */
+  List<Page.Place> dropped = Collections.emptyList();
 
   PairState(PairKey key) {
     this.key = key;
@@ -89,26 +89,29 @@ final class PairState {
     seen = Linked.without(seen, id);
   }
 
-  /** The payload is not needed any more. */
-  void drop(Payload payload) {
-    if (payload.isApart()) {
+  /** Its payload is not needed any more. */
+  void drop(Held<?> event) {
+    if (event.isApart()) {
       dropped = dropped.isEmpty() ? new ArrayList<>(1) : dropped;
-      dropped.add(payload);
+      dropped.add(event.place);
     }
   }
 
   /** Takes the payload at an entry of `page` back into memory: it is written apart anew. */
-  void bringHome(Page page, int index, Payload payload) {
+  void bringHome(Page page, int index, Span payload) {
     for (Impression each = open; each != null; each = each.next) {
-      if (each.payload.isAt(page, index)) {
-        each.payload = payload;
-      }
+      each.bringHome(page, index, payload);
     }
     for (Waiting each = waiting; each != null; each = each.next) {
-      if (each.payload.isAt(page, index)) {
-        each.payload = payload;
-      }
+      each.bringHome(page, index, payload);
     }
+  }
+
+  /** Takes it out of memory. */
+  void clear() {
+    open = null;
+    waiting = null;
+    seen = null;
   }
 
   Waiting firstWaiting() {
@@ -144,47 +147,53 @@ final class PairState {
   }
 
   /**
-   * An event's bytes: in memory, or in a page apart from the pair's own entry, or both. Small ones of
-   * small pairs are written inside that entry.
+   * An event that is kept with its bytes: in memory, or in a page apart from the pair's own entry, or
+   * both. Small ones of small pairs are written inside that entry.
    */
-  static final class Payload {
+  abstract static class Held<T extends Held<T>> extends Linked<T> {
+    byte[] id;
+    long eventMs;
+    long producedMs;
+    int partition;
+    long offset;
     /** Null where they are in a page and were not read. */
-    final byte[] bytes;
+    byte[] bytes;
 
-    final int from;
-    final int length;
+    int from;
+    int length;
     /** Null while they are in no page of their own. */
     Page.Place place;
 
-    Payload(byte[] bytes, int from, int length) {
-      this.bytes = bytes;
-      this.from = from;
-      this.length = length;
+    /** What every event brings. */
+    void hold(Event event) {
+      id = event.id();
+      eventMs = event.eventMs();
+      producedMs = event.producedMs();
+      partition = event.partition();
+      offset = event.offset();
+      hold(event.payload(), 0, event.payload().length);
     }
 
-    static Payload apart(Page.Place place) {
-      Payload payload = new Payload(null, 0, 0);
-      payload.place = place;
-      return payload;
+    void hold(byte[] in, int first, int many) {
+      bytes = in;
+      from = first;
+      length = many;
     }
 
     boolean isApart() {
       return place != null;
     }
 
-    private boolean isAt(Page page, int index) {
-      return place != null && place.page() == page && place.index() == index;
+    void bringHome(Page page, int index, Span payload) {
+      if (place != null && place.page() == page && place.index() == index) {
+        place = null;
+        hold(payload.bytes, payload.from, payload.length());
+      }
     }
   }
 
   /** An impression whose last window has not closed. */
-  static final class Impression extends Linked<Impression> {
-    byte[] id;
-    long eventMs;
-    long producedMs;
-    int partition;
-    long offset;
-    Payload payload;
+  static final class Impression extends Held<Impression> {
     double keepRate;
     boolean kept;
     /** The time of its early sample has passed, whether or not there was one to write. */
@@ -227,7 +236,7 @@ final class PairState {
   }
 
   /** A conversion on time that belongs to no impression yet. */
-  static final class Waiting extends Linked<Waiting> {
+  static final class Waiting extends Held<Waiting> {
     static final Comparator<Waiting> BY_TIME =
         Comparator.<Waiting>comparingLong(waiting -> waiting.eventMs)
             .thenComparing(waiting -> waiting.id, JoinSettings::compareIds);
@@ -235,15 +244,9 @@ final class PairState {
     /** It is in its pair's list. */
     boolean waits;
 
-    byte[] id;
     byte[] named;
     Kind kind;
-    long eventMs;
-    long producedMs;
-    int partition;
-    long offset;
     Double value;
-    Payload payload;
   }
 
   /** An id that had its verdict; a second event with it is a duplicate. */

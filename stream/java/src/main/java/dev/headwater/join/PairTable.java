@@ -11,11 +11,8 @@ package dev.headwater.join;
 final class PairTable {
   private static final int SIZE_MIN = 1 << 10;
   private static final int SPREAD = 0x9E3779B9; // the golden ratio: neighbours in hash part
-  /** 0 = nothing here; so no pair has this hash. */
-  private int[] hashes = new int[SIZE_MIN];
-
-  /** Beside a hash, where its pair stands in the row. */
-  private int[] places = new int[SIZE_MIN];
+  /** A hash and, in the lower half, where its pair stands in the row; 0 = nothing here. */
+  private long[] slots = new long[SIZE_MIN];
 
   /** At most half full, filled around and around. */
   private Pair[] row = new Pair[SIZE_MIN];
@@ -29,16 +26,27 @@ final class PairTable {
   }
 
   private int home(int hash) {
-    return hash >>> (Integer.numberOfLeadingZeros(hashes.length) + 1);
+    return hash >>> (Integer.numberOfLeadingZeros(slots.length) + 1);
+  }
+
+  private static long slot(int hash, int inRow) {
+    return (long) hash << 32 | inRow;
+  }
+
+  private static int hashIn(long slot) {
+    return (int) (slot >>> 32);
   }
 
   /** The pair of `key`, or null. */
   Pair get(PairKey key) {
-    int mask = hashes.length - 1;
+    int mask = slots.length - 1;
     int hash = hash(key);
-    for (int at = home(hash); hashes[at] != 0; at = (at + 1) & mask) {
-      if (hashes[at] == hash && row[places[at]].key.equals(key)) {
-        return row[places[at]];
+    for (int at = home(hash); slots[at] != 0; at = (at + 1) & mask) {
+      if (hashIn(slots[at]) == hash) {
+        Pair pair = row[(int) slots[at]];
+        if (pair.key.equals(key)) {
+          return pair;
+        }
       }
     }
     return null;
@@ -46,7 +54,7 @@ final class PairTable {
 
   /** Adds a pair whose key is not there. */
   void add(Pair pair) {
-    if (++many > hashes.length / 2) {
+    if (++many > slots.length / 2) {
       grow();
     }
     while (row[rowNext] != null) {
@@ -59,21 +67,19 @@ final class PairTable {
   }
 
   private void place(int hash, int inRow) {
-    int mask = hashes.length - 1;
+    int mask = slots.length - 1;
     int at = home(hash);
-    while (hashes[at] != 0) {
+    while (slots[at] != 0) {
       at = (at + 1) & mask;
     }
-    hashes[at] = hash;
-    places[at] = inRow;
+    slots[at] = slot(hash, inRow);
   }
 
   private void grow() {
     Pair[] before = row;
     int from = rowNext;
-    hashes = new int[hashes.length * 2];
-    places = new int[hashes.length];
-    row = new Pair[hashes.length];
+    slots = new long[slots.length * 2];
+    row = new Pair[slots.length];
     rowNext = 0;
     for (int i = 0; i < before.length; i++) { // from the one that came first
       Pair pair = before[(from + i) & (before.length - 1)];
@@ -87,24 +93,24 @@ final class PairTable {
 
   /** Removes a pair that is there. */
   void remove(Pair pair) {
-    int mask = hashes.length - 1;
-    int hole = home(hash(pair.key));
     if (row[pair.row] != pair) {
       throw new IllegalStateException("join state: expected a pair that is there: " + pair.key);
     }
-    while (places[hole] != pair.row || hashes[hole] == 0) {
+    int mask = slots.length - 1;
+    int hash = hash(pair.key);
+    int hole = home(hash);
+    while (slots[hole] != slot(hash, pair.row)) {
       hole = (hole + 1) & mask;
     }
     row[pair.row] = null;
-    for (int at = (hole + 1) & mask; hashes[at] != 0; at = (at + 1) & mask) {
-      int from = home(hashes[at]);
+    for (int at = (hole + 1) & mask; slots[at] != 0; at = (at + 1) & mask) {
+      int from = home(hashIn(slots[at]));
       if (((at - from) & mask) >= ((at - hole) & mask)) { // it may stand in the hole
-        hashes[hole] = hashes[at];
-        places[hole] = places[at];
+        slots[hole] = slots[at];
         hole = at;
       }
     }
-    hashes[hole] = 0;
+    slots[hole] = 0;
     many--;
   }
 

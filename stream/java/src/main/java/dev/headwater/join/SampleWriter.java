@@ -19,6 +19,16 @@ final class SampleWriter {
     }
   }
 
+  private static final byte[] PRODUCED = new ByteWriter().ascii(",\"produced_ms\":").toBytes();
+  private static final PairState.Impression KEPT = new PairState.Impression();
+
+  static {
+    KEPT.keepRate = 1.0;
+    KEPT.kept = true;
+  }
+
+  private final Untold[] untold =
+      Arrays.stream(State.values()).map(Untold::new).toArray(Untold[]::new);
   private final List<Kind> kinds;
   private final byte[][] quotedKinds;
   private final boolean correct;
@@ -61,7 +71,6 @@ final class SampleWriter {
    */
   byte[] sample(
       PairState.Impression impression,
-      PairState.Payload payload,
       List<PairState.Label> told,
       State state,
       long elapsedMs,
@@ -70,7 +79,50 @@ final class SampleWriter {
     if (!gather(impression, told) && !everyKind) {
       return null;
     }
-    out.reset().ascii(",\"produced_ms\":").decimal(newestProducedMs).ascii(",\"labels\":{");
+    out.reset().raw(PRODUCED).decimal(newestProducedMs);
+    if (told.isEmpty() && impression.keepRate == 1.0) { // nearly all are, and end alike
+      out.raw(untold[state.ordinal()].of(elapsedMs, revision));
+    } else {
+      writeFields(impression, everyKind, state, elapsedMs, revision);
+    }
+    byte[] bytes = impression.bytes;
+    int end = impression.from + impression.length - 1;
+    while (bytes[end] != '}') {
+      end--; // white space after the object
+    }
+    return out.after(bytes, impression.from, end - impression.from);
+  }
+
+  /** What nothing was told of ends with, behind the time: the same for long. */
+  private final class Untold {
+    private final State state;
+    private long elapsedMs;
+    private int revision;
+    private byte[] written;
+
+    Untold(State state) {
+      this.state = state;
+    }
+
+    byte[] of(long askedMs, int asked) {
+      if (written == null || askedMs != elapsedMs || asked != revision) {
+        elapsedMs = askedMs;
+        revision = asked;
+        int begun = out.length();
+        writeFields(KEPT, true, state, askedMs, asked);
+        written = out.cut(begun);
+      }
+      return written;
+    }
+  }
+
+  private void writeFields(
+      PairState.Impression impression,
+      boolean everyKind,
+      State state,
+      long elapsedMs,
+      int revision) {
+    out.ascii(",\"labels\":{");
     boolean comma = false;
     for (int kind = 0; kind < first.length; kind++) {
       if (everyKind || first[kind] != null) {
@@ -95,12 +147,6 @@ final class SampleWriter {
     }
     out.ascii(",\"state\":\"").ascii(state.word).ascii("\",\"elapsed_ms\":").decimal(elapsedMs);
     out.ascii(",\"revision\":").decimal(revision).octet('}');
-    byte[] bytes = payload.bytes;
-    int end = payload.from + payload.length - 1;
-    while (bytes[end] != '}') {
-      end--; // white space after the object
-    }
-    return out.after(bytes, payload.from, end - payload.from);
   }
 
   private void writeAmounts() {

@@ -19,9 +19,13 @@ import org.apache.flink.kafka.shaded.org.apache.kafka.common.header.internals.Re
 public final class VerdictSerializer
     implements KafkaRecordSerializationSchema<Verdict>, KafkaDatasetFacetProvider {
   private static final long serialVersionUID = 1L;
+  private static final byte[] CONVERSIONS = ascii("conversions ");
+  private static final byte[] IMPRESSIONS = ascii("impressions ");
 
   private final String[] topics = new String[JoinOutput.Topic.values().length];
   private transient ByteWriter digits;
+  private transient Word watermark;
+  private transient Word joined;
 
   /** The topics are `prefix.NAME`. */
   public VerdictSerializer(String prefix) {
@@ -35,13 +39,15 @@ public final class VerdictSerializer
       Verdict verdict, KafkaSinkContext context, Long recordMs) {
     if (digits == null) {
       digits = new ByteWriter();
+      watermark = new Word();
+      joined = new Word();
     }
     ByteWriter about = digits.reset(); // topics/join_header.py says what the words are
-    about.ascii(verdict.conversion() ? "conversions " : "impressions ");
-    about.decimal(verdict.partition()).octet(' ').decimal(verdict.offset()).octet(' ');
-    about.decimal(verdict.watermarkMs() == Long.MIN_VALUE ? -1 : verdict.watermarkMs());
-    about.octet(' ').decimal(verdict.eventMs());
-    about.octet(' ').decimal(verdict.producedMs()).octet(' ').decimal(verdict.joinedMs());
+    about.raw(verdict.conversion() ? CONVERSIONS : IMPRESSIONS);
+    about.decimal(verdict.partition()).octet(' ').decimal(verdict.offset());
+    about.raw(watermark.of(verdict.watermarkMs() == Long.MIN_VALUE ? -1 : verdict.watermarkMs()));
+    about.octet(' ').decimal(verdict.eventMs()).octet(' ').decimal(verdict.producedMs());
+    about.raw(joined.of(verdict.joinedMs()));
     Header source = new RecordHeader("hw_join", about.toBytes());
     Header[] headers =
         verdict.reason() == null
@@ -58,6 +64,21 @@ public final class VerdictSerializer
     return Optional.of(
         new DefaultKafkaDatasetFacet(
             DefaultKafkaDatasetIdentifier.ofTopics(List.of(topics)), new Properties()));
+  }
+
+  /** A number that is the same for many records, as a space and its digits. */
+  private static final class Word {
+    private final ByteWriter digits = new ByteWriter();
+    private long number;
+    private byte[] written;
+
+    byte[] of(long asked) {
+      if (written == null || asked != number) {
+        number = asked;
+        written = digits.reset().octet(' ').decimal(asked).toBytes();
+      }
+      return written;
+    }
   }
 
   private static byte[] ascii(String text) {
