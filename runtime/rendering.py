@@ -45,14 +45,11 @@ def text_line(name: str, message: Message) -> str:
 
 def headers_of(message: Message) -> dict[str, str]:
     """Its headers as text."""
+    headers = cast("list[tuple[str, Any]]", message.headers() or [])
     return {
         name: value if isinstance(value, str) else (value or b"").decode("utf-8", "replace")
-        for name, value in _received(message)
+        for name, value in headers
     }
-
-
-def _received(message: Message) -> list[tuple[str, Any]]:
-    return cast("list[tuple[str, Any]]", message.headers() or [])
 
 
 def _representation(name: str, message: Message) -> dict[str, Any]:

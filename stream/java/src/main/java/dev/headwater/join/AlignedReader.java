@@ -114,7 +114,8 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
   }
 
   /** An output that hands on what it gets. */
-  private abstract static class Forwarding<O extends SourceOutput<Event>> implements SourceOutput<Event> {
+  private abstract static class Forwarding<O extends SourceOutput<Event>>
+      implements SourceOutput<Event> {
     final O to;
 
     Forwarding(O to) {
