@@ -147,7 +147,9 @@ class JoinConfig(Section):
     transaction_timeout: DurationMs = 3_600_000
     """The longest outage of the join without loss; must not exceed the broker's
     transaction.max.timeout.ms."""
-    parallelism: Annotated[int, Field(ge=1, le=1024)] = 2
+    parallelism: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Tasks. One reads, joins and writes in a thread each, which fills two cores; more than one
+    exchange every event by its key."""
     state_backend: Literal["hashmap", "rocksdb"] = "hashmap"
     managed_memory_mb: Annotated[int, Field(ge=64)] = 512
     """RocksDB's memory in the join (state_backend = "rocksdb")."""

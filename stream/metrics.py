@@ -79,7 +79,8 @@ class JoinMetrics(Collector):
             }
             if ids:
                 yield from _operator_metrics(self._aggregates(path, ids))
-                yield from self._watermark(path)
+            if "watermark_ms" in ids:
+                yield from self._watermark(path, ids["watermark_ms"])
         yield from self._clocks(clocks)
 
     def _clocks(self, clocks: dict[tuple[str, tuple[str, ...]], str]) -> Iterator[Metric]:
@@ -127,17 +128,19 @@ class JoinMetrics(Collector):
         by_id = {found["id"]: found for found in answer}
         return {name: by_id[key] for name, key in ids.items() if key in by_id}
 
-    def _watermark(self, path: str) -> Iterator[Metric]:
-        marks = [int(float(mark["value"])) for mark in self._ask(f"{path}/watermarks")]
-        if not marks or min(marks) <= _UNSET_MS:
+    def _watermark(self, path: str, own: str) -> Iterator[Metric]:
+        """The operator's own word `own`: Flink has none of one in its source's task."""
+        answer = self._ask(f"{path}/subtasks/metrics", get=own, agg="min")
+        if not answer or float(answer[0]["min"]) <= _UNSET_MS:
             return
+        mark = int(float(answer[0]["min"]))
         yield GaugeMetricFamily(
-            "headwater_watermark_ms", "Event time up to which the join has decided", min(marks)
+            "headwater_watermark_ms", "Event time up to which the join has decided", mark
         )
         yield GaugeMetricFamily(
             "headwater_watermark_lag_seconds",
             "Wall clock minus watermark",
-            time.time() - min(marks) / 1000,
+            time.time() - mark / 1000,
         )
 
     def _ask(self, path: str, **query: str) -> Any:

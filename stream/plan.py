@@ -13,8 +13,6 @@ from settings.errors import ConfigError
 from topics.names import join_group, record_bytes_max
 
 _WATERMARK_INTERVAL_MS = 100
-_BOUNDED_WATERMARK_INTERVAL_MS = 25
-"""Of history event time passes a hundred times as fast, and what is due waits in memory."""
 _DISCOVERY_MS = 10_000
 """How soon a partition that was added is read. Its first events wait so long, nothing is lost."""
 _BOUNDED_INTERVAL_MS = 10_000
@@ -30,7 +28,7 @@ _BATCH_BYTES = 128 << 10
 _BOUNDED_BATCH_BYTES = 512 << 10
 """Each batch has a compressor of its own, with buffers of its own."""
 _BYTES = "org.apache.flink.kafka.shaded.org.apache.kafka.common.serialization.ByteArrayDeserializer"
-JAR_CONTRACT = 4
+JAR_CONTRACT = 5
 """What Python and the operator's jar agree on: constructors and their arguments. Raised by one in
 both (`stream/java/src/main/resources/dev/headwater/join/contract`) when one changes."""
 OPERATORS = {
@@ -64,7 +62,6 @@ def flink_settings(
         if bounded
         else (join.checkpoint_interval)
     )
-    watermarks = _BOUNDED_WATERMARK_INTERVAL_MS if bounded else _WATERMARK_INTERVAL_MS
     settings = {
         "execution.target": "local",
         "execution.attached": "true",
@@ -72,7 +69,7 @@ def flink_settings(
         "pipeline.jars": ";".join(jar.resolve().as_uri() for jar in jars),
         "pipeline.object-reuse": "true",
         "pipeline.auto-generate-uids": "false",  # an operator without a name of ours is refused
-        "pipeline.auto-watermark-interval": f"{watermarks} ms",
+        "pipeline.auto-watermark-interval": f"{_WATERMARK_INTERVAL_MS} ms",
         "parallelism.default": str(join.parallelism),
         "metrics.fetcher.update-interval": "1000 ms",
         "rest.bind-address": "127.0.0.1",

@@ -33,13 +33,23 @@ def build(environment: Any, config: Config, bootstrap: str, *, bounded: bool) ->
     ).uid(OPERATORS["events"])
     operator = ours.AttributionJoin(settings, config.events.future_bound)
     verdicts = (
-        events.keyBy(ours.Event.Key(), ours.RecordType.PAIR_KEY)
+        _keyed(jvm, events, config)
         .transform("join", ours.RecordType.VERDICT, operator)
         .uid(OPERATORS["join"])
     )
-    verdicts.sinkTo(_sink(jvm, config, bootstrap, bounded=bounded)).name("verdicts").uid(
-        OPERATORS["verdicts"]
-    )
+    sink = ours.VerdictSink(_sink(jvm, config, bootstrap, bounded=bounded))
+    verdicts.sinkTo(sink).name("verdicts").uid(OPERATORS["verdicts"])
+
+
+def _keyed(jvm: Any, events: Any, config: Config) -> Any:
+    """The events by pair. For one task all pairs are its own: they stay in it, and none is written
+    down and read back between source and operator."""
+    ours = jvm.dev.headwater.join
+    key = (ours.Event.Key(), ours.RecordType.PAIR_KEY)
+    if config.join.parallelism > 1:
+        return events.keyBy(*key)
+    streams = jvm.org.apache.flink.streaming.api.datastream.DataStreamUtils
+    return streams.reinterpretAsKeyedStream(events, *key)
 
 
 def _settings(ours: Any, config: Config) -> Any:

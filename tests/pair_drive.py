@@ -9,13 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyflink
-
-from stream.job import jar_paths
+from tests.java_classes import compiled
 
 TOPICS = ("samples", "attributions", "late", "orphans", "duplicates", "undecodable")
 _PIPE = subprocess.PIPE
-_SOURCE = Path(__file__).with_name("java") / "PairDrive.java"
 
 
 class Record(NamedTuple):
@@ -31,12 +28,7 @@ class PairDrive:
     """Compiled once into `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        flink = Path(pyflink.__file__).parent / "lib"
-        jars = [*jar_paths(), *flink.glob("flink-table-api-java-uber-*.jar")]
-        jars += flink.glob("flink-dist-*.jar")
-        self._classpath = ":".join(map(str, [folder, *jars]))
-        options = ["-cp", self._classpath, "-d", str(folder), str(_SOURCE)]
-        subprocess.run(["javac", *options], check=True)
+        self._classpath = compiled(folder, "PairDrive")
 
     def join(
         self,

@@ -29,17 +29,13 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
 
   private final SourceReader<Event, KafkaPartitionSplit> reader;
   private final SplitAlignment alignment;
-  private final ReaderMetrics metrics;
   private Noting output;
   private int sinceLook;
+  private CompletableFuture<Void> soon;
 
-  AlignedReader(
-      SourceReader<Event, KafkaPartitionSplit> reader,
-      SplitAlignment alignment,
-      ReaderMetrics metrics) {
+  AlignedReader(SourceReader<Event, KafkaPartitionSplit> reader, SplitAlignment alignment) {
     this.reader = reader;
     this.alignment = alignment;
-    this.metrics = metrics;
   }
 
   @Override
@@ -53,7 +49,6 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
     }
     if (status != InputStatus.MORE_AVAILABLE || (sinceLook += BATCH) >= RECORDS) {
       sinceLook = 0;
-      metrics.tell();
       SplitAlignment.Change change = alignment.change(System.currentTimeMillis());
       if (!change.isEmpty()) {
         reader.pauseOrResumeSplits(change.hold(), change.release());
@@ -69,7 +64,9 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
       return available;
     }
     // The partition that the others wait for may have no more to bring: look again in any case.
-    CompletableFuture<Void> soon = CompletableFuture.runAsync(() -> {}, SOON);
+    if (soon == null || soon.isDone()) {
+      soon = CompletableFuture.runAsync(() -> {}, SOON);
+    }
     return CompletableFuture.anyOf(available, soon).thenApply(any -> null);
   }
 

@@ -51,6 +51,11 @@ public final class EventDeserializer implements KafkaRecordDeserializationSchema
 
   @Override
   public void deserialize(ConsumerRecord<byte[], byte[]> record, Collector<Event> out) {
+    out.collect(event(record));
+  }
+
+  /** The event that `record` is, with an error where it is none; in order of offsets. */
+  Event event(ConsumerRecord<byte[], byte[]> record) {
     boolean conversion = !record.topic().equals(impressions);
     byte[] message = record.value();
     EventScanner scanner = scanners[conversion ? 1 : 0];
@@ -58,29 +63,27 @@ public final class EventDeserializer implements KafkaRecordDeserializationSchema
       requireSize(message);
       scanner.scan(message);
     } catch (BadEvent bad) {
-      out.collect(undecodable(record, conversion, bad.getMessage()));
-      return;
+      return undecodable(record, conversion, bad.getMessage());
     }
     boolean clocked =
         clock(conversion, record.partition())
             .accepts(record.offset(), scanner.eventMs, System.currentTimeMillis());
-    out.collect(
-        new Event(
-            conversion,
-            PairKey.of(scanner.userId, scanner.itemId),
-            scanner.id,
-            scanner.eventMs,
-            scanner.kind,
-            scanner.named,
-            scanner.domain,
-            scanner.value,
-            message,
-            record.partition(),
-            record.offset(),
-            record.timestamp(),
-            clocked,
-            null,
-            clocked ? null : foreignKey(record)));
+    return new Event(
+        conversion,
+        PairKey.of(scanner.userId, scanner.itemId),
+        scanner.id,
+        scanner.eventMs,
+        scanner.kind,
+        scanner.named,
+        scanner.domain,
+        scanner.value,
+        message,
+        record.partition(),
+        record.offset(),
+        record.timestamp(),
+        clocked,
+        null,
+        clocked ? null : foreignKey(record));
   }
 
   private Event undecodable(

@@ -10,8 +10,15 @@ import org.apache.flink.api.common.eventtime.WatermarkOutput;
  * these per partition and takes the least.
  */
 public final class EventWatermarks implements WatermarkGenerator<Event> {
+  /**
+   * Of a backlog thousands of events come between two of Flink's own times to tell. What is due would
+   * heap up and then be done at once, while nothing is read.
+   */
+  private static final int EVENTS_MAX = 256;
+
   private final long behindMs;
   private long newestMs = Long.MIN_VALUE;
+  private int sinceEmitted;
 
   private EventWatermarks(long latenessMs) {
     this.behindMs = latenessMs + 1; // an event exactly `lateness` out of order is on time
@@ -27,10 +34,14 @@ public final class EventWatermarks implements WatermarkGenerator<Event> {
     if (event.clocked() && event.eventMs() > newestMs) {
       newestMs = event.eventMs();
     }
+    if (++sinceEmitted >= EVENTS_MAX) {
+      onPeriodicEmit(output);
+    }
   }
 
   @Override
   public void onPeriodicEmit(WatermarkOutput output) {
+    sinceEmitted = 0;
     if (newestMs != Long.MIN_VALUE) {
       output.emitWatermark(new Watermark(newestMs - behindMs));
     }

@@ -21,7 +21,7 @@ final class PartitionClock {
   private int futureRun;
   private long futureLowMs;
   private long futureHighMs;
-  // Read by the metrics' threads; only the task's thread writes.
+  // Read by the metrics' threads; only the thread that fetches writes.
   private volatile long shownRunningMs = -1;
   private volatile long seenWallMs = -1;
   private volatile long futureEvents;

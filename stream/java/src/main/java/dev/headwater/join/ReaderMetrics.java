@@ -5,31 +5,20 @@ import org.apache.flink.kafka.shaded.org.apache.kafka.common.TopicPartition;
 import org.apache.flink.metrics.groups.SourceReaderMetricGroup;
 
 /**
- * Kafka's own, told where a partition stands once for many records: for each it would look the
- * partition up twice by its name.
+ * Kafka's own, where the current offset is the task's: records are taken apart in the thread that
+ * fetches them, ahead of it.
  */
 final class ReaderMetrics extends KafkaSourceReaderMetrics {
-  private TopicPartition partition;
-  private long offset;
-
   ReaderMetrics(SourceReaderMetricGroup group) {
     super(group);
   }
 
+  /** Of the thread that fetches. */
   @Override
-  public void recordCurrentOffset(TopicPartition of, long at) {
-    if (of != partition) {
-      tell();
-      partition = of;
-    }
-    offset = at;
-  }
+  public void recordCurrentOffset(TopicPartition partition, long offset) {}
 
-  /** Shows the newest offset; to be called from time to time, and when nothing more is there. */
-  void tell() {
-    if (partition != null) {
-      super.recordCurrentOffset(partition, offset);
-      partition = null;
-    }
+  /** The task was given what `partition` has up to `offset`. */
+  void passed(TopicPartition partition, long offset) {
+    super.recordCurrentOffset(partition, offset);
   }
 }
