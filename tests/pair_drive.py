@@ -95,6 +95,9 @@ class AlignmentDrive:
         told = struct.pack(">qq?", event_ms, produced_ms, clocked)
         self._in.write(b"N" + _utf(split) + told)
 
+    def expect(self, split: str) -> None:
+        self._in.write(b"X" + _utf(split))
+
     def remove(self, split: str) -> None:
         self._in.write(b"R" + _utf(split))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import tomlkit
 from confluent_kafka import Producer
@@ -12,7 +14,7 @@ from confluent_kafka import Producer
 from settings.config import Config
 from settings.load import load_config
 from stream.audit import audit
-from tests.join_process import JoinProcess, wait_for_the_end
+from tests.join_process import JoinProcess, wait_for, wait_for_the_end
 from topics.admin import ensure_topics
 from topics.client import producer_settings
 from topics.errors import TopicError
@@ -57,6 +59,20 @@ def _write_backlog(config: Config, bootstrap: str) -> None:
     assert producer.flush(60) == 0
 
 
+def _offsets_of_flink(join: JoinProcess) -> dict[str, int]:
+    """Topic -> the newest offset that Flink shows the join's task to have been given."""
+    started = re.findall(r'"job": "(\w+)", "rest": "([^"]+)"', join.said())[-1]
+    with httpx.Client(base_url=f"{started[1]}/jobs/{started[0]}") as flink:
+        found: dict[str, int] = {}
+        for vertex in flink.get("").json()["vertices"]:
+            path = f"/vertices/{vertex['id']}/subtasks/metrics"
+            for name in (metric["id"] for metric in flink.get(path).json()):
+                if of := re.search(r"topic\.(.+)\.partition\.0\.currentOffset$", name):
+                    (shown,) = flink.get(path, params={"get": name}).json()
+                    found[of.group(1)] = int(shown["max"])
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.kafka
 @pytest.mark.flink
@@ -95,6 +111,9 @@ def test_a_backlog_is_read_about_in_order_of_event_time(
     assert all(c <= i // EVERY + AHEAD for i, c in early), looks
     assert any(c > 0 for _, c in early), looks  # and they are read beside them, not behind
     wait_for_the_end(config, kafka, join, 60)
+    last = {IMPRESSIONS: COUNT - 1, CONVERSIONS: COUNT // EVERY - 1}
+    newest = {config.topic(stream).replace(".", "_"): offset for stream, offset in last.items()}
+    wait_for("Flink's offsets", lambda: _offsets_of_flink(join) == newest, 30)
     report = audit(config, kafka, settle_seconds=30)
     assert report.balanced, report
     assert report.impressions.in_ == COUNT and report.conversions.attributed == COUNT // EVERY

@@ -52,6 +52,39 @@ def test_who_brings_nothing_is_not_waited_for(drive: AlignmentDrive) -> None:
     assert drive.change(NOW + SILENT_MS) == (set(), {"far"}, False)
 
 
+def test_who_has_brought_nothing_yet_may_be_the_slowest(drive: AlignmentDrive) -> None:
+    drive.start(ahead=AHEAD, held_max=NEVER, bounded=True)
+    drive.expect("first")
+    drive.expect("second")
+    assert drive.change(NOW) == (set(), set(), False)
+    drive.note("first", 0, 0)
+    assert drive.change(NOW + 5_000) == ({"first"}, set(), True)
+    assert drive.change(NOW + 5_000 + SILENT_MS - 1) == (set(), set(), True)
+    drive.note("second", 9 * AHEAD, 0)
+    assert drive.change(NOW + 5_000 + SILENT_MS) == ({"second"}, {"first"}, True)
+
+
+def test_an_empty_partition_is_waited_for_once(drive: AlignmentDrive) -> None:
+    drive.start(ahead=AHEAD, held_max=NEVER, bounded=True)
+    drive.expect("full")
+    drive.expect("empty")
+    drive.note("full", 0, 0)
+    assert drive.change(NOW) == ({"full"}, set(), True)
+    assert drive.change(NOW + SILENT_MS) == (set(), {"full"}, False)
+    drive.note("full", AHEAD, 0)
+    assert drive.change(NOW + SILENT_MS + 1) == (set(), set(), False)
+
+
+def test_at_the_head_of_the_log_nothing_is_expected(drive: AlignmentDrive) -> None:
+    drive.start(ahead=AHEAD, held_max=NEVER, bounded=False)
+    drive.expect("full")
+    drive.expect("empty")
+    drive.note("full", 0, NOW - BACKLOG_MS)
+    assert drive.change(NOW) == (set(), set(), False)
+    drive.note("full", 1, NOW - BACKLOG_MS - 1)
+    assert drive.change(NOW) == ({"full"}, set(), True)
+
+
 def test_an_ended_partition_is_forgotten_at_once(drive: AlignmentDrive) -> None:
     drive.start(ahead=AHEAD, held_max=NEVER, bounded=True)
     drive.note("slow", 0, 0)

@@ -77,6 +77,7 @@ public final class PairDrive {
           Clock clock = alignment.clock(in.readUTF());
           clock.note(record(in.readLong(), in.readLong(), in.readBoolean()));
         }
+        case 'X' -> alignment.expect(in.readUTF());
         case 'R' -> alignment.remove(in.readUTF());
         case 'Q' -> {
           SplitAlignment.Change change = alignment.change(in.readLong());

@@ -82,6 +82,7 @@ final class AlignedReader implements SourceReader<Event, KafkaPartitionSplit> {
 
   @Override
   public void addSplits(List<KafkaPartitionSplit> splits) {
+    splits.forEach(split -> alignment.expect(split.splitId()));
     reader.addSplits(splits);
   }
 

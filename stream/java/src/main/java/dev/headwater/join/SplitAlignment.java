@@ -15,7 +15,8 @@ import java.util.Map;
  * is judged later for it.
  *
  * <p>The slowest partition itself is always read. One that has brought nothing for {@link #SILENT_MS} is
- * not waited for, and at the head of the log nothing is held at all. Time is given; not thread-safe.
+ * not waited for; one that has not brought anything yet is the slowest, for as long from the first
+ * record of any on. At the head of the log nothing is held at all. Time is given; not thread-safe.
  */
 final class SplitAlignment {
   /** A partition that was read to its end must not hold the others back for longer. */
@@ -76,6 +77,11 @@ final class SplitAlignment {
     return clocks.computeIfAbsent(split, Clock::new);
   }
 
+  /** The partition is about to be read: it may be far behind the others, which come first. */
+  void expect(String split) {
+    clock(split);
+  }
+
   /** The partition was read to its end. */
   void remove(String split) {
     Clock gone = clocks.remove(split);
@@ -90,20 +96,29 @@ final class SplitAlignment {
   /** Decides anew, at the wall clock `nowMs`. */
   Change change(long nowMs) {
     Clock slowest = null;
+    long producedMs = Long.MAX_VALUE;
     for (Clock clock : clocks.values()) {
       if (clock.records != clock.recordsBefore) {
         clock.recordsBefore = clock.records;
         clock.broughtMs = nowMs;
       }
+      producedMs = clock.records == 0 ? producedMs : Math.min(producedMs, clock.producedMs);
+    }
+    boolean begun = producedMs != Long.MAX_VALUE;
+    for (Clock clock : clocks.values()) {
+      if (begun && clock.broughtMs == 0) {
+        clock.broughtMs = nowMs;
+      }
+      boolean known = clock.newestMs != Long.MIN_VALUE || clock.records == 0;
       boolean awaited = clock.held || nowMs - clock.broughtMs < SILENT_MS;
-      if (awaited
-          && clock.newestMs != Long.MIN_VALUE
-          && (slowest == null || clock.newestMs < slowest.newestMs)) {
+      if (known && awaited && (slowest == null || clock.newestMs < slowest.newestMs)) {
         slowest = clock;
       }
     }
-    boolean backlog =
-        slowest != null && (bounded || nowMs - slowest.producedMs > BACKLOG_MS);
+    if (slowest != null && slowest.records > 0) {
+      producedMs = slowest.producedMs;
+    }
+    boolean backlog = slowest != null && begun && (bounded || nowMs - producedMs > BACKLOG_MS);
     Change change = new Change(new ArrayList<>(0), new ArrayList<>(0));
     for (Clock clock : clocks.values()) {
       boolean hold =
