@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -216,6 +218,29 @@ def test_reader_and_publisher_survive_a_broker_restart(tmp_path: Path, prefix: s
             found = reader.get("user", "a")
             assert found is not None and found.version == 2
         publisher.close()
+
+
+def test_a_broker_that_never_noted_the_transaction_ends_nothing(
+    tmp_path: Path, prefix: str
+) -> None:
+    """It stands still, then dies: what it was told last is in nobody's log."""
+    config = stack_config(prefix)
+    with EmbeddedBroker(tmp_path) as broker:
+        ensure_topics(config, broker.bootstrap)
+        publisher = Publisher(config, broker.bootstrap, f"{prefix}-publisher", timeout_seconds=2)
+        _publish_until_there(publisher, 1, records([representation("a", 1)]))
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGSTOP)
+        with pytest.raises(TopicUnavailable):
+            publisher.publish(2, records([representation("a", 2)]), manifest(2))
+        broker.kill()
+        broker.start()
+        _publish_until_there(publisher, 2, records([representation("a", 2)]))
+        publisher.close()
+        with RepresentationReader(config, broker.bootstrap, kinds=["user"]) as reader:
+            assert reader.wait_until(2, WAIT_S)
+            found = reader.get("user", "a")
+            assert found is not None and found.version == 2
 
 
 def test_version_cut_off_half_way_is_published_again(tmp_path: Path, prefix: str) -> None:

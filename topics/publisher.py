@@ -18,6 +18,7 @@ from settings.config import Config
 from topics.client import producer_settings
 from topics.errors import (
     PublishAborted,
+    PublisherFenced,
     TopicClientFatal,
     TopicUnauthorized,
     TopicUnavailable,
@@ -78,12 +79,10 @@ class Publisher:
         self._timeout_seconds = timeout_seconds
         self._failure: KafkaError | None = None
         self._failed_topic = ""
-        self._producer = Producer(
-            producer_settings(config, bootstrap, transactional_id=transactional_id)
-        )
+        self._settings = producer_settings(config, bootstrap, transactional_id=transactional_id)
         self._in_doubt: Manifest | None = None
         self._is_open = False
-        self._until_deadline("taking over the transactional id", self._producer.init_transactions)
+        self._take_over()
         self._ends = end_offsets(config, bootstrap, REPRESENTATION_TOPICS)
         self.published: dict[int, Manifest] = {}
         """Manifests that the topic had at the start, by version."""
@@ -234,8 +233,21 @@ class Publisher:
                 return reason
         return cause
 
+    def _take_over(self) -> None:
+        """Begin with a new producer: fence older ones, abort what they left open."""
+        self._producer = Producer(self._settings)
+        self._until_deadline("taking over the transactional id", self._producer.init_transactions)
+
     def _abort_transaction(self) -> None:
-        self._until_deadline("aborting a version", self._producer.abort_transaction)
+        try:
+            self._until_deadline("aborting a version", self._producer.abort_transaction)
+        except PublisherFenced:
+            raise
+        except TopicClientFatal:
+            # A broker that went down before it had noted the transaction knows of none to abort,
+            # and the client takes its refusal for its own end. Nothing of it can be committed.
+            self.close()
+            self._take_over()
         self._is_open = False
 
     def _until_deadline(self, doing: str, call: Callable[[float], None]) -> None:
