@@ -112,7 +112,7 @@ def test_nothing_is_lost_and_nothing_twice(
         time.sleep(draw.uniform(0.0, 2.0))
         if victim == "join":
             join.kill()  # it may go on as more tasks: the pages are dealt out anew
-            tasks = values["join"].get("parallelism", 2) + draw.randrange(2)
+            tasks = values["join"].get("parallelism", 1) + draw.randrange(2)
             values["join"]["parallelism"] = min(tasks, 4)
             path.write_text(tomlkit.dumps(values), encoding="utf-8")
             join.start()

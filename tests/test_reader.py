@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -221,9 +222,10 @@ def test_reader_and_publisher_survive_a_broker_restart(tmp_path: Path, prefix: s
 
 
 def test_a_broker_that_never_noted_the_transaction_ends_nothing(
-    tmp_path: Path, prefix: str
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands still, then dies: what it was told last is in nobody's log."""
+    """It stands still, then dies: what it was told last is in nobody's log. And dies once more
+    before the publisher has begun anew."""
     config = stack_config(prefix)
     with EmbeddedBroker(tmp_path) as broker:
         ensure_topics(config, broker.bootstrap)
@@ -234,6 +236,19 @@ def test_a_broker_that_never_noted_the_transaction_ends_nothing(
         with pytest.raises(TopicUnavailable):
             publisher.publish(2, records([representation("a", 2)]), manifest(2))
         broker.kill()
+        broker.start()
+
+        def dying(settings: dict[str, Any]) -> Producer:
+            broker.kill()
+            return Producer(settings)
+
+        monkeypatch.setattr(plain, "Producer", dying)
+        deadline = time.monotonic() + WAIT_S
+        while broker.pid is not None:
+            assert time.monotonic() < deadline
+            with pytest.raises(TopicUnavailable):
+                publisher.publish(2, records([representation("a", 2)]), manifest(2))
+        monkeypatch.undo()
         broker.start()
         _publish_until_there(publisher, 2, records([representation("a", 2)]))
         publisher.close()

@@ -85,6 +85,16 @@ def test_at_the_head_of_the_log_nothing_is_expected(drive: AlignmentDrive) -> No
     assert drive.change(NOW) == ({"full"}, set(), True)
 
 
+def test_a_partition_added_at_the_head_of_the_log_holds_nobody(drive: AlignmentDrive) -> None:
+    drive.start(ahead=AHEAD, held_max=NEVER, bounded=False)
+    drive.note("quiet", 0, NOW)
+    assert drive.change(NOW) == (set(), set(), False)
+    later = NOW + 2 * BACKLOG_MS
+    drive.note("live", 9 * AHEAD, later)
+    drive.expect("added")
+    assert drive.change(later) == (set(), set(), False)
+
+
 def test_an_ended_partition_is_forgotten_at_once(drive: AlignmentDrive) -> None:
     drive.start(ahead=AHEAD, held_max=NEVER, bounded=True)
     drive.note("slow", 0, 0)

@@ -108,6 +108,8 @@ class Publisher:
         unknown: call again with the same version), PublisherFenced or another TopicClientFatal
         (exit the process), TopicUnauthorized, RecordTooLarge.
         """
+        if not self._taken_over:  # the broker went away once more, nothing is open or in doubt
+            self._take_over()
         if self._in_doubt is not None:
             known = self._commit(self._in_doubt)
             if known.version == version:
@@ -235,8 +237,11 @@ class Publisher:
 
     def _take_over(self) -> None:
         """Begin with a new producer: fence older ones, abort what they left open."""
+        self._taken_over = False
         self._producer = Producer(self._settings)
         self._until_deadline("taking over the transactional id", self._producer.init_transactions)
+        self._taken_over = True
+        self._is_open = False
 
     def _abort_transaction(self) -> None:
         try:

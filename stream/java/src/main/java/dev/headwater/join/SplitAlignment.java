@@ -93,25 +93,31 @@ final class SplitAlignment {
     return held > 0;
   }
 
+  private static boolean awaited(Clock clock, long nowMs) {
+    return clock.held || nowMs - clock.broughtMs < SILENT_MS;
+  }
+
   /** Decides anew, at the wall clock `nowMs`. */
   Change change(long nowMs) {
     Clock slowest = null;
-    long producedMs = Long.MAX_VALUE;
+    boolean begun = false;
+    long producedMs = Long.MAX_VALUE; // the oldest record of those that bring something
     for (Clock clock : clocks.values()) {
       if (clock.records != clock.recordsBefore) {
         clock.recordsBefore = clock.records;
         clock.broughtMs = nowMs;
       }
-      producedMs = clock.records == 0 ? producedMs : Math.min(producedMs, clock.producedMs);
+      if (clock.records > 0) {
+        begun = true;
+        producedMs = awaited(clock, nowMs) ? Math.min(producedMs, clock.producedMs) : producedMs;
+      }
     }
-    boolean begun = producedMs != Long.MAX_VALUE;
     for (Clock clock : clocks.values()) {
       if (begun && clock.broughtMs == 0) {
         clock.broughtMs = nowMs;
       }
       boolean known = clock.newestMs != Long.MIN_VALUE || clock.records == 0;
-      boolean awaited = clock.held || nowMs - clock.broughtMs < SILENT_MS;
-      if (known && awaited && (slowest == null || clock.newestMs < slowest.newestMs)) {
+      if (known && awaited(clock, nowMs) && (slowest == null || clock.newestMs < slowest.newestMs)) {
         slowest = clock;
       }
     }

@@ -14,9 +14,9 @@ import org.apache.flink.api.connector.sink2.StatefulSinkWriter;
  * they cost about as much as the join itself, whose thread is what a task's events wait for.
  *
  * <p>The task's thread fills one buffer while the other is written; it waits where that takes longer.
- * Whatever else it asks of Kafka's writer it asks when both are empty, so that is never used by two
- * threads at once: a checkpoint holds all verdicts before it and none after. A failure to write is
- * thrown at the next verdict or checkpoint, and nothing is written after it.
+ * Whatever else it asks of Kafka's writer it asks when both are empty, so two threads never ask at
+ * once: a checkpoint holds all verdicts before it and none after. A failure to write is thrown at the
+ * next verdict or checkpoint, and nothing is written after it.
  *
  * @param <S> the writer's state in a checkpoint
  * @param <C> what is committed behind a checkpoint
@@ -136,9 +136,7 @@ final class VerdictWriter<S, C>
           writer.write(verdict, NO_CONTEXT);
         }
       }
-    } catch (InterruptedException closed) {
-      // nobody waits for more
-    } catch (Throwable failed) {
+    } catch (Throwable failed) { // closing interrupts, and nobody asks any more
       lock.lock();
       try {
         failure = failed;
