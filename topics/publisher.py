@@ -253,7 +253,8 @@ class Publisher:
             # and the client takes its refusal for its own end. Nothing of it can be committed.
             self.close()
             self._take_over()
-        self._is_open = False
+        else:
+            self._is_open = False
 
     def _until_deadline(self, doing: str, call: Callable[[float], None]) -> None:
         """Call `call(timeout)`; what librdkafka says can be repeated is repeated until the

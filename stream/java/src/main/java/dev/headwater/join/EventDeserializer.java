@@ -49,6 +49,7 @@ public final class EventDeserializer implements KafkaRecordDeserializationSchema
         conversions, settings.kindNames(), !settings.keepRateByDomain().isEmpty());
   }
 
+  /** Kafka's source wants one; our readers ask for {@link #event}. */
   @Override
   public void deserialize(ConsumerRecord<byte[], byte[]> record, Collector<Event> out) {
     out.collect(event(record));
