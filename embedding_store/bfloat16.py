@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.kernel import kernel
-from embedding_store.prefetch import AHEAD, prefetch_words
+from embedding_store.prefetch import prefetch_words, rows_ahead
 
 
 def widened(halves: NDArray[np.generic]) -> NDArray[np.float32]:
@@ -30,9 +30,10 @@ def gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-def
     stride, dim = np.uint64(2 * words.shape[1]), np.uint64(vectors.shape[1])
     halves, bits = words.reshape(-1).view(np.uint16), vectors.reshape(-1).view(np.uint32)
     end = first + (vectors.shape[1] + 1) // 2
+    ahead = rows_ahead(first, end)
     for i in range(slots.shape[0]):
-        if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], first, end)
+        if i + ahead < slots.shape[0]:
+            prefetch_words(words, slots[i + ahead], first, end)
         to = np.uint64(i) * dim
         if slots[i] < 0:
             for d in range(dim):

@@ -29,6 +29,7 @@ from embedding_store.errors import StoreError, StoreUnreadable
 from embedding_store.index import Index
 from embedding_store.mapped_table import MappedTable, TableUnfit
 from embedding_store.rocks import Rocks
+from embedding_store.row_copies import copy_rows
 
 LOGGED_MAX: Final = 1 << 17
 """Keys read by RocksDB because of the log; before there are more, the log is made a table."""
@@ -113,7 +114,9 @@ class ColdRows:
         place = np.empty(len(keys), np.int64)
         place[order] = np.arange(len(keys))
         there = found[place]
-        return rows[place[there]], there
+        as_asked = np.empty((int(there.sum()), self._words), np.float32)
+        copy_rows(rows, place[there], as_asked)
+        return as_asked, there
 
     @contextmanager
     def taking_in(self, table: Path) -> Iterator[None]:

@@ -28,6 +28,10 @@ REFERENCES: Final = REFERENCES_MAX * REFERENCE
 BATCH_SHIFT: Final = 19
 BATCH_BITS: Final = 0x1FFF
 BELOW_BATCH: Final = (1 << BATCH_SHIFT) - 1
+CHANGED: Final = 1
+"""A row's mark: it differs from the disk and from what the commit under way writes."""
+PENDING: Final = 2
+"""A row's mark: the commit under way writes it, so until then the disk has not got it."""
 NO_COUNTS: Final[NDArray[np.int32]] = np.empty(0, np.int32)
 """For `learn`: leave counts and times alone."""
 
@@ -153,3 +157,19 @@ def sweep(header, now, hand, victims):  # type: ignore[no-untyped-def]
                 header[hand, FLAGS_WORD] = flags - np.uint32(REFERENCE)
         hand = hand + 1 if hand + 1 < capacity else 0
     return hand, found
+
+
+@kernel
+def leave(header, pending, slots, keys, marks) -> None:  # type: ignore[no-untyped-def]
+    """Rows of `slots` leave: their `keys` uint64[N] and `marks` uint8[N], CHANGED or what was
+    `pending`, which is taken back."""
+    for i in range(slots.shape[0]):
+        if i + AHEAD < slots.shape[0]:
+            prefetch(header, slots[i + AHEAD], 0)
+            prefetch(header, slots[i + AHEAD], FLAGS_WORD)
+        slot = slots[i]
+        keys[i] = np.uint64(header[slot, 0]) | np.uint64(header[slot, 1]) << np.uint64(32)
+        marks[i] = pending[slot]
+        if header[slot, FLAGS_WORD] & np.uint32(DIRTY) != 0:
+            marks[i] = CHANGED
+        pending[slot] = 0

@@ -1,14 +1,16 @@
-"""Key -> slot by open addressing, with a batch's de-duplication fused into the same pass.
+"""Key -> slot by hashing into buckets, with a batch's de-duplication fused into the same pass.
 
-    entry = uint64[2]:  key  |  slot (high 32 bits), position in the batch (low 32 bits)
+    bucket = uint64[8], a cache line:  four keys  |  their four values
+    value  = slot (high 32 bits), position in the batch (low 32 bits)
 
-An entry is 16 bytes, a quarter of a cache line, so one random access per id yields its slot,
-whether the id was seen before in this batch, and where. The position is believed only if
-`unique[position]` is this very key: a left-over from an earlier batch cannot pass that test, so
-nothing is ever swept.
-Linear probing, deletion by shifting back, load at most 0.6 (0.9 while a batch is being resolved).
-A key's home is the top of its hash times the table's size, so the size need not be a power of two:
-27 bytes a key, not 32 to 64.
+One random access per id yields its slot, whether the id was seen before in this batch, and where.
+The position is believed only if `unique[position]` is this very key: a left-over from an earlier
+batch cannot pass that test, so nothing is ever swept.
+A key is in the first bucket from its home on that had room for it: at the load here, 0.6, fifteen
+of sixteen are at home. Deletion pulls back what would be cut off. A key's home is the top of its
+hash times the number of buckets, which need not be a power of two: 27 bytes a key, not 32 to 64.
+Of a batch no step depends on a guess: whether an id was seen before is arithmetic, not a branch,
+since with a third of them new it would be guessed wrong every third time.
 """
 
 from __future__ import annotations
@@ -16,25 +18,33 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.bucket import KEYS, lowest, matches
 from embedding_store.kernel import kernel
 from embedding_store.pages import zeros
-from embedding_store.prefetch import prefetch
+from embedding_store.prefetch import AHEAD, prefetch
 
 ABSENT: Final = 0xFFFFFFFF
 """The slot of a key that is in the table but has no slot yet: missed by the batch under way."""
 MULTIPLIER: Final = np.uint64(0x9E3779B97F4A7C15)
 LOAD: Final = 0.6
-AHEAD: Final = 48
-"""Entries asked for ahead of their use: enough to cover a memory access."""
+"""Of the keys it is made for; 0.9 while a batch is being resolved."""
+_BUCKET: Final = np.uint64(2 * KEYS)
+"""Words."""
+_VALUES: Final = np.uint64(KEYS)
+"""From a key to its value, in words."""
+_LINE_BYTES: Final = 64
+_ZERO, _ONE, _HALF = np.uint64(0), np.uint64(1), np.uint64(32)
 
 
 class Resolved:
     """A batch's distinct keys [U] in order of first appearance, and how its N ids map to them."""
 
     def __init__(self, ids: int) -> None:
-        self.keys: NDArray[np.uint64] = np.empty(ids, np.uint64)
+        # A power of two: any position, also a left-over, can be looked up under a mask.
+        self.keys: NDArray[np.uint64] = np.empty(1 << ids.bit_length(), np.uint64)
         self.slots: NDArray[np.int64] = np.empty(ids, np.int64)  # -1 = missed
         self.inverse: NDArray[np.int32] = np.empty(ids, np.int32)
         self.counts: NDArray[np.int32] = np.empty(ids, np.int32)
@@ -48,12 +58,17 @@ class Resolved:
 
 
 class Index:
-    """A table for at most `capacity` keys, which also survives `capacity`/2 missed ones."""
+    """A table for at most `capacity` keys, none of them 0, which also survives `capacity`/2 missed
+    ones."""
 
     def __init__(self, capacity: int) -> None:
-        size = max(16, int(capacity / LOAD) + 1)
-        assert size < 1 << 32, "slots are 32-bit numbers"
-        self._table: NDArray[np.uint64] = zeros((size, 2), np.uint64)
+        self.capacity = capacity
+        buckets = max(4, int(capacity / LOAD / KEYS) + 1)
+        assert buckets < 1 << 32, "slots and buckets are 32-bit numbers"
+        words = 2 * KEYS * buckets
+        memory = zeros((words + _LINE_BYTES // 8,), np.uint64)
+        start = -memory.ctypes.data % _LINE_BYTES // 8
+        self._table: NDArray[np.uint64] = memory[start : start + words]
 
     def resolve(self, ids: NDArray[np.uint64], *, unique_max: int) -> Resolved | None:
         """De-duplicate and find. Missed keys stay as placeholders: `assign` or `delete` them.
@@ -61,9 +76,12 @@ class Index:
         None, with the table as before, if there are more than `unique_max` distinct keys.
         """
         resolved = Resolved(len(ids))
+        homes = np.empty(len(ids) + AHEAD, np.uint32)
+        _find_homes(ids, len(self._table) // (2 * KEYS), homes)
         unique, missed = _resolve(
             self._table,
             ids,
+            homes,
             unique_max,
             resolved.keys,
             resolved.slots,
@@ -71,8 +89,8 @@ class Index:
             resolved.counts,
             resolved.misses,
         )
-        resolved.cut(abs(unique), missed)
-        if unique < 0:
+        resolved.cut(unique, missed)
+        if unique > unique_max:
             self.delete(resolved.keys[resolved.misses])
             return None
         return resolved
@@ -95,105 +113,149 @@ class Index:
         self._table[:] = 0
 
 
+@njit(inline="always")
+def _home(key, buckets):  # type: ignore[no-untyped-def]
+    """The bucket a key belongs to: its hash's top 32 bits scaled; ascending with the hash."""
+    return (((key * MULTIPLIER) >> _HALF) * buckets) >> _HALF
+
+
+@njit(inline="always")
+def _after(at, words):  # type: ignore[no-untyped-def]
+    """Where the next bucket begins."""
+    return at + _BUCKET if at + _BUCKET < words else _ZERO
+
+
 @kernel
-def _home(key, size):  # type: ignore[no-untyped-def]
-    """Where a key belongs: its hash's top 32 bits scaled to the table; ascending with the hash."""
-    return (((key * MULTIPLIER) >> np.uint64(32)) * size) >> np.uint64(32)
+def _find_homes(ids, buckets, homes) -> None:  # type: ignore[no-untyped-def]
+    """uint32[N + AHEAD]: the end is for asking ahead, without a branch, when there is no more."""
+    for i in range(ids.shape[0]):
+        homes[i] = np.uint32(_home(ids[i], np.uint64(buckets)))
+    for i in range(ids.shape[0], homes.shape[0]):
+        homes[i] = np.uint32(0)
 
 
 @kernel
 def _resolve(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    table, ids, unique_max, unique, slots, inverse, counts, misses
+    table, ids, homes, unique_max, unique, slots, inverse, counts, misses
 ) -> Any:
-    size, one, entries = np.uint64(table.shape[0]), np.uint64(1), table.reshape(-1)
+    words, lines, most = np.uint64(table.shape[0]), table.reshape(-1, 1), np.uint64(unique_max)
     low, high = np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFF00000000)
-    many, found, missed = ids.shape[0], 0, 0
-    for i in range(many):
-        if i + AHEAD < many:
-            prefetch(table, np.int64(_home(ids[i + AHEAD], size)), 0)
-        key = ids[i]
-        at = _home(key, size)
-        while entries[at << one] != key and entries[at << one] != 0:
-            at = at + one if at + one < size else np.uint64(0)
-        value = (at << one) + one
-        there, new = entries[value], entries[value - one] == 0
-        if not new:
-            position = there & low
-            if position < np.uint64(found) and unique[position] == key:
-                inverse[i] = np.int32(position)
-                counts[position] += 1
-                continue
-        if found == unique_max:
-            return -found, missed
-        if new:
-            entries[value - one] = key
-            there = high
-        entries[value] = (there & high) | np.uint64(found)
-        slot = np.int64(there >> np.uint64(32))
-        if slot == ABSENT:
-            slot = np.int64(-1)
-            misses[missed] = found
+    mask, found, missed = np.uint64(unique.shape[0] - 1), _ZERO, 0
+    for i in range(ids.shape[0]):
+        prefetch(lines, np.uint64(homes[i + AHEAD]) * _BUCKET, 0)
+        key, at = ids[i], np.uint64(homes[i]) * _BUCKET
+        here = matches(table, at, key)
+        while here == _ZERO:
+            here = matches(table, at, _ZERO)
+            if here != _ZERO:
+                entry = at + lowest(here)
+                table[entry] = key
+                table[entry + _VALUES] = high  # ABSENT
+                break
+            at = _after(at, words)
+            here = matches(table, at, key)
+        value = at + lowest(here) + _VALUES
+        there = table[value]
+        slot, before = there >> _HALF, there & low
+        seen = np.uint64(unique[before & mask] == key) & np.uint64(before < found)
+        position = found ^ ((found ^ before) & (_ZERO - seen))  # seen ? before : found
+        table[value] = (there & high) | position
+        inverse[i] = np.int32(position)
+        counts[position] = (counts[position] & np.int32(_ZERO - seen)) + np.int32(1)
+        unique[found] = key  # the place of the next new one, which overwrites it
+        slots[found] = np.int64(slot)
+        if slot == np.uint64(ABSENT) and seen == _ZERO:
+            slots[found] = -1
+            misses[missed] = np.int64(found)
             missed += 1
-        unique[found] = key
-        slots[found] = slot
-        counts[found] = 1
-        inverse[i] = found
-        found += 1
-    return found, missed
+        found += _ONE - seen
+        if found > most:
+            break
+    return np.int64(found), missed
 
 
 @kernel
 def _find(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
-    size, one = np.uint64(table.shape[0]), np.uint64(1)
-    many = keys.shape[0]
+    words, lines, many = np.uint64(table.shape[0]), table.reshape(-1, 1), keys.shape[0]
+    buckets = words // _BUCKET
     for i in range(many):
         if i + AHEAD < many:
-            prefetch(table, np.int64(_home(keys[i + AHEAD], size)), 0)
-        key = keys[i]
-        at = _home(key, size)
-        while table[at, 0] != key and table[at, 0] != 0:
-            at = at + one if at + one < size else np.uint64(0)
-        slots[i] = np.int64(table[at, 1] >> np.uint64(32)) if table[at, 0] == key else -1
+            prefetch(lines, _home(keys[i + AHEAD], buckets) * _BUCKET, 0)
+        at = _home(keys[i], buckets) * _BUCKET
+        here = matches(table, at, keys[i])
+        while here == _ZERO and matches(table, at, _ZERO) == _ZERO:
+            at = _after(at, words)
+            here = matches(table, at, keys[i])
+        slots[i] = -1
+        if here != _ZERO:
+            slots[i] = np.int64(table[at + lowest(here) + _VALUES] >> _HALF)
 
 
 @kernel
 def _assign(table, keys, slots) -> None:  # type: ignore[no-untyped-def]
-    size, one = np.uint64(table.shape[0]), np.uint64(1)
-    low, many = np.uint64(0xFFFFFFFF), keys.shape[0]
+    words, lines, many = np.uint64(table.shape[0]), table.reshape(-1, 1), keys.shape[0]
+    buckets, low = words // _BUCKET, np.uint64(0xFFFFFFFF)
     for i in range(many):
         if i + AHEAD < many:
-            prefetch(table, np.int64(_home(keys[i + AHEAD], size)), 0)
-        key = keys[i]
-        at = _home(key, size)
-        while table[at, 0] != key and table[at, 0] != 0:
-            at = at + one if at + one < size else np.uint64(0)
-        table[at, 0] = key
-        table[at, 1] = (np.uint64(slots[i]) << np.uint64(32)) | (table[at, 1] & low)
+            prefetch(lines, _home(keys[i + AHEAD], buckets) * _BUCKET, 0)
+        at = _home(keys[i], buckets) * _BUCKET
+        while True:
+            here = matches(table, at, keys[i])
+            if here == _ZERO:
+                here = matches(table, at, _ZERO)
+            if here != _ZERO:
+                break
+            at = _after(at, words)
+        entry = at + lowest(here)
+        table[entry] = keys[i]
+        value = entry + _VALUES
+        table[value] = (np.uint64(slots[i]) << _HALF) | (table[value] & low)
 
 
 @kernel
 def _delete(table, keys) -> None:  # type: ignore[no-untyped-def]
-    size, one = np.uint64(table.shape[0]), np.uint64(1)
-    many = keys.shape[0]
+    words, lines, many = np.uint64(table.shape[0]), table.reshape(-1, 1), keys.shape[0]
+    buckets = words // _BUCKET
     for i in range(many):
         if i + AHEAD < many:
-            prefetch(table, np.int64(_home(keys[i + AHEAD], size)), 0)
-        hole = _home(keys[i], size)
-        while table[hole, 0] != keys[i] and table[hole, 0] != 0:
-            hole = hole + one if hole + one < size else np.uint64(0)
-        if table[hole, 0] == 0:
-            continue
-        at = hole
-        while True:  # pull back every later entry of the run that may stand in the hole
-            at = at + one if at + one < size else np.uint64(0)
-            if table[at, 0] == 0:
+            coming = _home(keys[i + AHEAD], buckets) * _BUCKET
+            prefetch(lines, coming, 0)
+            prefetch(lines, coming + _BUCKET, 0)  # where what moves up may be
+        at = _home(keys[i], buckets) * _BUCKET
+        here = matches(table, at, keys[i])
+        while here == _ZERO and matches(table, at, _ZERO) == _ZERO:
+            at = _after(at, words)
+            here = matches(table, at, keys[i])
+        if here != _ZERO:
+            _close_gap(table, at, at + lowest(here))
+
+
+@kernel
+def _close_gap(table, at, hole) -> None:  # type: ignore[no-untyped-def]
+    """Empty the entry `hole` of the bucket `at`. Whoever stands further on because that bucket was
+    full moves into it, if nothing else leads to where it stands; and so on from there."""
+    words = np.uint64(table.shape[0])
+    full = matches(table, at, _ZERO) == _ZERO
+    further = at
+    while full:
+        further = _after(further, words)
+        full = matches(table, further, _ZERO) == _ZERO
+        distance = _distance(at, further, words)
+        for entry in range(further, further + _VALUES):
+            key = table[entry]
+            if key == _ZERO:
+                continue
+            home = _home(key, words // _BUCKET) * _BUCKET
+            if _distance(home, further, words) >= distance:
+                table[hole] = key
+                table[hole + _VALUES] = table[entry + _VALUES]
+                at, hole = further, entry
                 break
-            home = _home(table[at, 0], size)
-            from_home = at - home if at >= home else at + size - home
-            from_hole = at - hole if at >= hole else at + size - hole
-            if from_home >= from_hole:
-                table[hole, 0] = table[at, 0]
-                table[hole, 1] = table[at, 1]
-                hole = at
-        table[hole, 0] = 0
-        table[hole, 1] = 0
+    table[hole] = _ZERO
+    table[hole + _VALUES] = _ZERO
+
+
+@njit(inline="always")
+def _distance(start, end, words):  # type: ignore[no-untyped-def]
+    """Words from one bucket on to another, past the table's end if need be."""
+    return end - start if end >= start else end + words - start

@@ -31,13 +31,20 @@ _FOLDER: Final = str(Path(_KEPT) / f"kernels-{_sources_digest()}")
 
 
 def kernel(function: Any = None, **options: Any) -> Any:
-    """`njit(nogil=True, cache=True)`; `options` are njit's. If the folder beside the sources (or
-    `NUMBA_CACHE_DIR`) cannot be written, numba's own choice."""
+    """`njit(nogil=True, cache=True)` that counts no references; `options` are njit's. If the folder
+    beside the sources (or `NUMBA_CACHE_DIR`) cannot be written, numba's own choice.
+
+    So a kernel allocates nothing: it is given its arrays, which live as long as the call, and numba
+    refuses to compile what would. Counting is two atomic instructions wherever an array gets another
+    name, in inner loops, too, if its compiler does not see through them: they took half of an
+    update's time. `_nrt` is numba's name for it; a version without it stops the import.
+    """
     if function is None:
         return functools.partial(kernel, **options)
     before = _CONFIG["CACHE_DIR"]
     _CONFIG["CACHE_DIR"] = _FOLDER  # numba decides where when it decorates
     try:
-        return njit(nogil=True, cache=True, **options)(function)
+        options |= {"nogil": True, "cache": True, "_nrt": False}
+        return njit(**options)(function)
     finally:
         _CONFIG["CACHE_DIR"] = before

@@ -17,6 +17,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES: Final = 8
+_COMMON: Final = 2 * LANES
+"""The width of most sets."""
 _FLOAT: Final = ir.FloatType()
 _VECTOR: Final = ir.VectorType(_FLOAT, LANES)
 _ALIGN: Final = 4  # rows begin at any word
@@ -43,7 +45,21 @@ class _Floats:
 
 
 def _each(builder: Any, count: Any, work: Callable[[Any, Any], None]) -> None:
-    """`work(index, type)`: for every whole eight, then for what is left, one by one."""
+    """`work(index, type)`: for every whole eight, then for what is left, one by one.
+
+    The commonest width is written out: two loops that end after two rounds and none cost more than
+    what is done in them.
+    """
+    common = builder.icmp_unsigned("==", count, ir.Constant(count.type, _COMMON))
+    with builder.if_else(common, likely=True) as (unrolled, looped):
+        with unrolled:
+            for index in range(0, _COMMON, LANES):
+                work(ir.Constant(count.type, index), _VECTOR)
+        with looped:
+            _loops(builder, count, work)
+
+
+def _loops(builder: Any, count: Any, work: Callable[[Any, Any], None]) -> None:
     eight = ir.Constant(count.type, LANES)
     whole = builder.and_(count, ir.Constant(count.type, -LANES))
     zero, one = ir.Constant(count.type, 0), ir.Constant(count.type, 1)
@@ -138,6 +154,22 @@ def _sum_squares(_typing: Any, source: Any, at: Any, count: Any) -> Any:
     return types.float32(source, at, count), _generate_squares
 
 
+def _copy_bytes(_typing: Any, target: Any, to: Any, source: Any, at: Any, count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        to, at, count = (_offset(context, builder, args[n], kinds[n]) for n in (1, 3, 4))
+        into, given = (
+            builder.gep(context.make_array(kinds[n])(context, builder, args[n]).data, [place])
+            for n, place in ((0, to), (2, at))
+        )
+        cgutils.raw_memcpy(builder, into, given, count, 1)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(target, to, source, at, count), generate
+
+
+copy_bytes: Any = intrinsic(_copy_bytes)
+"""copy_bytes(target, to, source, at, count): likewise of flat arrays of uint8."""
 copy_floats: Any = intrinsic(_copy_floats)
 """copy_floats(target, to, source, at, count): target[to + d] = source[at + d]."""
 add_floats: Any = intrinsic(_add_floats)

@@ -24,17 +24,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from embedding_store.bucket import KEYS, lowest, matches
 from embedding_store.kernel import kernel
+from embedding_store.lanes import copy_bytes
 from embedding_store.prefetch import prefetch
 from embedding_store.rocks import ROW_PREFIX
 from embedding_store.table_file import TableLayout, read_layout
-from embedding_store.xxh3 import LONG, xxh3_64_long
+from embedding_store.xxh3 import LANES, LONG, xxh3_64_long
 
 GONE: Final = 0xFFFFFFFF
 _ANCHOR_BITS: Final = 16
-_RANGE_ROWS: Final = 8
-"""Keys that one entry of `starts` stands for, about."""
-_AHEAD: Final = 12
+_RANGE_ROWS: Final = 4
+"""Keys that one entry of `starts` stands for, at most, on average."""
+_AT_ONCE: Final = 2 * KEYS
+"""Keys compared without asking whether they are of the range: nearly always all that are."""
+_AHEAD: Final = 24
 _ROW: Final = ROW_PREFIX[0]
 _TRAILER: Final = 5
 _ROW_KEY: Final = 17
@@ -63,13 +67,19 @@ class MappedTable:
             raise TableUnfit(f"a table of another form: path=`{file}`")
         offsets, sizes = _blocks(data, layout)
         self._verify_short(layout, offsets, sizes, file)
-        keys = np.empty(layout.entries, np.uint64)
+        keys = np.empty(layout.entries + _AT_ONCE, np.uint64)
         place = np.empty(layout.entries, np.uint32)
         anchor = np.zeros((layout.entries >> _ANCHOR_BITS) + 1, np.uint64)
-        many = _index_rows(data, offsets, sizes, layout.context, row_bytes, keys, place, anchor)
+        many = _index_rows(
+            *(data, offsets, sizes, layout.context, row_bytes),
+            *(np.zeros(_ROW_KEY, np.uint8), np.zeros(LANES, np.uint64)),
+            *(keys, place, anchor),
+        )
         if many < 0:
             raise TableUnfit(f"a block is not what was written: path=`{file}` reason=`{-many}`")
+        keys[many : many + _AT_ONCE] = 0  # no key: what is read behind the last one
         self.keys, self._place, self._anchor = keys[:many], place[:many], anchor
+        self._keys_and_end = keys[: many + _AT_ONCE]
         self._data = data
         self._starts = _range_starts(self.keys)
         self._map.madvise(mmap.MADV_RANDOM)
@@ -102,7 +112,7 @@ class MappedTable:
         places = np.empty(end - first, np.uint64)
         here = np.empty(end - first, np.int64)
         read, left = _find(
-            *(self.keys, self._starts, self._place, self._anchor),
+            *(self._keys_and_end, self._starts, self._place, self._anchor),
             *(wanted, todo[first:end], here, places, rest[first:]),
         )
         if not _copy(self._data, wanted, here[:read], places, rows, found):
@@ -184,7 +194,7 @@ def _read_index(data: Any, first: Any, size: Any, offsets: Any, sizes: Any) -> A
 
 
 @kernel
-def _is_right(data, offset, size, context):  # type: ignore[no-untyped-def]
+def _is_right(data, offset, size, context, lanes):  # type: ignore[no-untyped-def]
     """Checksum of a long block, and that it is not compressed."""
     end = offset + size
     stored = (
@@ -193,7 +203,7 @@ def _is_right(data, offset, size, context):  # type: ignore[no-untyped-def]
         | np.uint32(data[end + 3]) << np.uint32(16)
         | np.uint32(data[end + 4]) << np.uint32(24)
     )
-    sum_, low = xxh3_64_long(data, offset, size), np.uint64(0xFFFFFFFF)
+    sum_, low = xxh3_64_long(data, offset, size, lanes), np.uint64(0xFFFFFFFF)
     if context != 0:  # wider integers than 32 bits: numba's do not wrap where Python's would not
         place = np.uint64(offset)
         sum_ = (sum_ & low) + (np.uint64(context) ^ (place + (place >> np.uint64(32)) & low))
@@ -203,13 +213,14 @@ def _is_right(data, offset, size, context):  # type: ignore[no-untyped-def]
 @kernel
 def _index_rows(  # noqa: PLR0911, PLR0912, PLR0917
     data: Any, offsets: Any, sizes: Any, context: Any, row_bytes: Any,
-    keys: Any, place: Any, anchor: Any,
+    name: Any, lanes: Any, keys: Any, place: Any, anchor: Any,
 ) -> Any:  # fmt: skip
-    """Fill keys, place and anchor from the blocks; how many rows, or a negative reason."""
-    many, name, last = 0, np.zeros(_ROW_KEY, np.uint8), np.uint64(0)
+    """Fill keys, place and anchor from the blocks; how many rows, or a negative reason. `name`
+    uint8[_ROW_KEY] and `lanes` uint64[LANES] are to work in."""
+    many, last = 0, np.uint64(0)
     for n in range(offsets.shape[0]):
         at, size = offsets[n], sizes[n]
-        if size >= LONG and not _is_right(data, at, size, context):
+        if size >= LONG and not _is_right(data, at, size, context, lanes):
             return -1
         restarts = (
             np.int64(data[at + size - 4])
@@ -241,7 +252,7 @@ def _index_rows(  # noqa: PLR0911, PLR0912, PLR0917
                 elif change != 0 and change != 7:  # noqa: PLR1714  numba knows no sets
                     return -4
                 if many == 0 or key != last:  # else an older value of the same row
-                    if many >= keys.shape[0]:
+                    if many >= place.shape[0]:
                         return -5
                     if many & ((1 << _ANCHOR_BITS) - 1) == 0:
                         anchor[many >> _ANCHOR_BITS] = at
@@ -256,49 +267,67 @@ def _index_rows(  # noqa: PLR0911, PLR0912, PLR0917
 
 
 @kernel
-def _find(  # noqa: PLR0912, PLR0917
+def _find(  # noqa: PLR0917
     keys: Any, starts: Any, place: Any, anchor: Any, wanted: Any, todo: Any,
     here: Any, places: Any, rest: Any,
 ) -> Any:  # fmt: skip
-    """(`here` of `todo` with their `places` in the file, `rest` that the table does not know)."""
+    """(`here` of `todo` with their `places` in the file, `rest` that the table does not know).
+
+    `keys` goes on for _AT_ONCE words that are no keys.
+    """
     bits = np.uint64(0)
     while (1 << bits) + 1 < starts.shape[0]:
         bits += np.uint64(1)
-    shift, many = np.uint64(64) - bits, todo.shape[0]
+    shift, many, none = np.uint64(64) - bits, todo.shape[0], np.uint64(0)
     start_lines, key_lines = starts.reshape(-1, 1), keys.reshape(-1, 1)
     place_lines = place.reshape(-1, 1)
-    read = left = 0
+    read, left = np.int64(0), np.int64(0)
     for step in range(many + 2 * _AHEAD):
         if step < many:
             prefetch(start_lines, np.int64(wanted[todo[step]] >> shift), 0)
         if _AHEAD <= step < many + _AHEAD:
             ahead = np.int64(starts[wanted[todo[step - _AHEAD]] >> shift])
             prefetch(key_lines, ahead, 0)
+            prefetch(key_lines, ahead + _AT_ONCE - 1, 0)
             prefetch(place_lines, ahead, 0)
         if step < 2 * _AHEAD:
             continue
         n = todo[step - 2 * _AHEAD]
         key = wanted[n]
         low, high = np.int64(starts[key >> shift]), np.int64(starts[(key >> shift) + np.uint64(1)])
-        while high - low > 16:  # keys that are no hashes
-            middle = (low + high) >> 1
-            if keys[middle] < key:
-                low = middle + 1
-            else:
-                high = middle + 1
-        while low < high and keys[low] < key:
-            low += 1
-        if low < high and keys[low] == key:
-            here[read] = n
-            if place[low] == np.uint32(GONE):
-                places[read] = np.uint64(0)
-            else:
-                places[read] = anchor[low >> _ANCHOR_BITS] + np.uint64(place[low])
-            read += 1
-        else:
-            rest[left] = n
-            left += 1
+        found = _among_eight(keys, low, key)
+        if found == none and high - low > _AT_ONCE:
+            low = _lower_bound(keys, low, high, key)
+            found = np.uint64(keys[low] == key)
+        # Whether a table has a row is anyone's guess, so nothing branches on it.
+        hit = np.int64(found != none)
+        at = min(low + np.int64(lowest(found | np.uint64(1 << _AT_ONCE))), place.shape[0] - 1)
+        there = place[at] != np.uint32(GONE)
+        here[read], rest[left] = n, n
+        places[read] = (anchor[at >> _ANCHOR_BITS] + np.uint64(place[at])) * np.uint64(there)
+        read += hit
+        left += 1 - hit
     return read, left
+
+
+@njit(inline="always")
+def _among_eight(keys, low, key):  # type: ignore[no-untyped-def]
+    """Bit n is set if keys[low + n] == key."""
+    first, second = np.uint64(low), np.uint64(low) + np.uint64(KEYS)
+    return matches(keys, first, key) | matches(keys, second, key) << np.uint64(KEYS)
+
+
+@kernel
+def _lower_bound(keys: Any, low: Any, high: Any, key: Any) -> Any:
+    """The first place from `low` on, `high` at most, whose key is not below `key`: for keys that
+    are no hashes, of which a range may hold many."""
+    while low < high:
+        middle = (low + high) >> 1
+        if keys[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @kernel
@@ -306,7 +335,7 @@ def _copy(  # noqa: PLR0917
     data: Any, wanted: Any, here: Any, places: Any, rows: Any, found: Any
 ) -> Any:
     """Values to `rows`; False if one is not the row of its key."""
-    size, lines = rows.shape[1], data.reshape(-1, 1)
+    size, lines, flat = rows.shape[1], data.reshape(-1, 1), rows.reshape(-1)
     for i in range(here.shape[0] + _AHEAD):
         if i < here.shape[0]:
             for line in range(0, size + 63, 64):
@@ -317,8 +346,7 @@ def _copy(  # noqa: PLR0917
         found[n] = at != 0
         if at == 0:
             continue
-        for b in range(size):
-            rows[n, b] = data[at + b]
+        copy_bytes(flat, n * size, data, at, size)
         named = np.uint64(0)
         for b in range(8):
             named |= np.uint64(rows[n, b]) << np.uint64(8 * b)

@@ -28,7 +28,7 @@ from embedding_store.flags import NO_COUNTS, learn_row
 from embedding_store.kernel import kernel
 from embedding_store.lanes import step_floats, sum_squares
 from embedding_store.layout import SetSpec
-from embedding_store.prefetch import AHEAD, prefetch_words
+from embedding_store.prefetch import prefetch_words, rows_ahead
 
 NOT_LEARNING: Final = (
     np.empty((0, 1), np.uint32),
@@ -69,9 +69,10 @@ def rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     start = 0 if heads.shape[0] > 0 else first
     lr, eps, width = hyper[0], hyper[1], np.float32(grad.shape[1])
     skipped, heading, counting = 0, heads.shape[0] > 0, counts.shape[0] > 0
+    ahead = rows_ahead(start, end)
     for i in range(slots.shape[0]):
-        if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], start, end)
+        if i + ahead < slots.shape[0]:
+            prefetch_words(words, slots[i + ahead], start, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
@@ -111,9 +112,10 @@ def _adagrad(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no
     flat, gradient = words.reshape(-1), grad.reshape(-1)
     end = max(first + grad.shape[1], state + grad.shape[1])
     skipped = 0
+    ahead = rows_ahead(first, end)
     for i in range(slots.shape[0]):
-        if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], first, end)
+        if i + ahead < slots.shape[0]:
+            prefetch_words(words, slots[i + ahead], first, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
@@ -136,9 +138,10 @@ def _adam(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-un
     flat, gradient = words.reshape(-1), grad.reshape(-1)
     end = max(first + grad.shape[1], state + 2 * grad.shape[1] + 1)
     skipped = 0
+    ahead = rows_ahead(first, end)
     for i in range(slots.shape[0]):
-        if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], first, end)
+        if i + ahead < slots.shape[0]:
+            prefetch_words(words, slots[i + ahead], first, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim
@@ -180,9 +183,10 @@ def _ftrl(words, slots, first, state, grad, hyper) -> Any:  # type: ignore[no-un
     flat, gradient = words.reshape(-1), grad.reshape(-1)
     end = max(first + grad.shape[1], state + 2 * grad.shape[1])
     skipped = 0
+    ahead = rows_ahead(first, end)
     for i in range(slots.shape[0]):
-        if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], first, end)
+        if i + ahead < slots.shape[0]:
+            prefetch_words(words, slots[i + ahead], first, end)
         if slots[i] < 0:
             continue
         row, g = np.uint64(slots[i]) * stride, np.uint64(i) * dim

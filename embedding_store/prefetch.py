@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any, Final
 
 from llvmlite import ir
+from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-AHEAD: Final = 16
-"""Rows asked for ahead of their use."""
+AHEAD: Final = 96
+"""Cache lines asked for ahead of their use. A core waits for some twenty at a time; the further it
+sees ahead, the less it stands still when it comes upon many that are not in the cache."""
 _LINE_WORDS: Final = 16
+_LINES_AHEAD: Final = 4 * AHEAD
+"""Of rows that take more than one: what is asked for has to stay in the first cache meanwhile."""
 
 
 def _ask(context: Any, builder: Any, array_type: Any, array: Any, place: list[Any]) -> None:
@@ -39,7 +43,9 @@ def _prefetch_words(_typing: Any, array: Any, row: Any, first: Any, end: Any) ->
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place, start, stop = _as_indices(context, builder, signature, args)
         line = ir.Constant(start.type, _LINE_WORDS)
-        with cgutils.for_range_slice(builder, start, stop, line, start.type) as (column, _):
+        _ask(context, builder, signature.args[0], args[0], [place, start])
+        second = builder.add(start, line)
+        with cgutils.for_range_slice(builder, second, stop, line, start.type) as (column, _):
             _ask(context, builder, signature.args[0], args[0], [place, column])
         last = builder.sub(stop, ir.Constant(stop.type, 1))  # rows straddle cache lines
         _ask(context, builder, signature.args[0], args[0], [place, last])
@@ -52,6 +58,13 @@ def _as_indices(context: Any, builder: Any, signature: Any, args: Any) -> list[A
     """All arguments but the first, which is the array."""
     given = zip(args[1:], signature.args[1:], strict=True)
     return [context.cast(builder, value, kind, types.intp) for value, kind in given]
+
+
+@njit(inline="always")
+def rows_ahead(first, end):  # type: ignore[no-untyped-def]
+    """How many rows ahead to ask for, of each the 4-byte words from `first` to `end`."""
+    lines = (end - first) // _LINE_WORDS + 2
+    return max(min(AHEAD, _LINES_AHEAD // lines), 8)
 
 
 prefetch: Any = intrinsic(_prefetch)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.index import Index
+from embedding_store.row_copies import move_rows
 
 REQUESTS_MAX: Final = 2
 """Batches read ahead at a time; a further one lets the oldest go."""
@@ -24,16 +25,22 @@ Rows = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 class _Request:
-    def __init__(self, keys: NDArray[np.uint64], reading: Future[Rows]) -> None:
-        self.keys, self.reading = keys, reading
-        self._index = Index(max(len(keys), 1))
-        self._index.assign(keys, np.arange(len(keys)))
+    reading: Future[Rows]
+
+    def __init__(self, keys: NDArray[np.uint64], used_before: Index | None) -> None:
+        """`used_before`: an earlier request's index; clearing it is cheaper than new memory."""
+        if used_before is None or used_before.capacity < len(keys):
+            self.index = Index(len(keys) + len(keys) // 2)
+        else:
+            self.index = used_before
+            self.index.clear()
+        self.index.assign(keys, np.arange(len(keys)))
 
     def positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-        return self._index.find(keys)
+        return self.index.find(keys)
 
     def forget(self, keys: NDArray[np.uint64]) -> None:
-        self._index.delete(keys)
+        self.index.delete(keys)
 
 
 class Prefetched:
@@ -52,8 +59,11 @@ class Prefetched:
             return
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="store-prefetch")
-        self._requests = self._requests[-REQUESTS_MAX + 1 :]
-        self._requests.append(_Request(keys, self._worker.submit(self._read, keys)))
+        oldest = self._requests.pop(0) if len(self._requests) == REQUESTS_MAX else None
+        request = _Request(keys, oldest.index if oldest else None)
+        # Last: from here on the worker wants the interpreter's lock, too.
+        request.reading = self._worker.submit(self._read, keys)
+        self._requests.append(request)
 
     def take(
         self, keys: NDArray[np.uint64]
@@ -79,7 +89,7 @@ class Prefetched:
             found[here] = there[at[here]]
             rank = np.cumsum(there) - 1
             present = here[found[here]]
-            rows[present] = read[rank[at[present]]]
+            move_rows(read, rank[at[present]], rows, present)
             request.forget(keys[here])
         return rows, found, known
 

@@ -6,7 +6,7 @@ the slab must know of a row stands in its flags word (`flags.py`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from embedding_store import bfloat16, flags, optimizers
 from embedding_store.errors import StoreMisuse
 from embedding_store.eviction import Choice, Eviction
-from embedding_store.flags import NO_COUNTS
+from embedding_store.flags import CHANGED, NO_COUNTS, PENDING
 from embedding_store.index import Index, Resolved
 from embedding_store.kernel import kernel
 from embedding_store.lanes import copy_floats
 from embedding_store.layout import SetSpec
 from embedding_store.pages import zeros
-from embedding_store.prefetch import AHEAD, prefetch_words
+from embedding_store.prefetch import prefetch_words, rows_ahead
 from embedding_store.row import (
     COUNT_WORD,
     FLAGS_WORD,
@@ -31,14 +31,10 @@ from embedding_store.row import (
     RowFormat,
     SetPlace,
 )
+from embedding_store.row_copies import copy_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-CHANGED: Final = 1
-"""A row's mark: it differs from the disk and from what the commit under way writes."""
-PENDING: Final = 2
-"""A row's mark: the commit under way writes it, so until then the disk has not got it."""
 
 
 class Slab:
@@ -115,11 +111,9 @@ class Slab:
         self.used += fresh - reused
         victims = slots[fresh:]
         self._choose(victims, slots[:fresh], batch)
-        keys = self.keys(victims)
+        keys, marks = np.empty(len(victims), np.uint64), np.empty(len(victims), np.uint8)
+        flags.leave(self._header, self._pending, victims, keys, marks)
         self._index.delete(keys)
-        changed = self._header[victims, FLAGS_WORD] & np.uint32(flags.DIRTY) != 0
-        marks = np.where(changed, np.uint8(CHANGED), self._pending[victims])
-        self._pending[victims] = 0
         kept = marks != 0
         return slots, self.rows(victims[kept]), marks[kept], len(victims)
 
@@ -190,7 +184,8 @@ class Slab:
 
     def rows(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """Copies of whole rows float32[N, words], as they go to disk."""
-        copied: NDArray[np.float32] = self._words[slots]
+        copied = np.empty((len(slots), self._words.shape[1]), np.float32)
+        copy_rows(self._words, slots, copied)
         copied.view(np.uint32)[:, FLAGS_WORD] &= np.uint32(SLOT_BITS)
         return copied
 
@@ -302,7 +297,7 @@ class Slab:
 
     def take(self, slots: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Copy whole rows to `out` float32[N, words], as they go to disk."""
-        np.take(self._words, slots, axis=0, out=out, mode="clip")
+        copy_rows(self._words, slots, out)
         out.view(np.uint32)[:, FLAGS_WORD] &= np.uint32(SLOT_BITS)
 
     def commit_begins(self, slots: NDArray[np.int64]) -> None:
@@ -354,9 +349,10 @@ def _gather(words, slots, first, vectors) -> None:  # type: ignore[no-untyped-de
     stride, dim = np.uint64(words.shape[1]), np.uint64(vectors.shape[1])
     flat, into = words.reshape(-1), vectors.reshape(-1)
     end = first + vectors.shape[1]
+    ahead = rows_ahead(first, end)
     for i in range(slots.shape[0]):
-        if i + AHEAD < slots.shape[0]:
-            prefetch_words(words, slots[i + AHEAD], first, end)
+        if i + ahead < slots.shape[0]:
+            prefetch_words(words, slots[i + ahead], first, end)
         to = np.uint64(i) * dim
         if slots[i] < 0:
             for d in range(dim):

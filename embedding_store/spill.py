@@ -7,12 +7,17 @@ which hides the row on disk until the commit that deletes it there.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.index import Index
+from embedding_store.row_copies import copy_rows
 
-ROWS_AT_FIRST = 1024
+ROWS_AT_FIRST: Final = 1024
+SMALL_INTERVALS_MAX: Final = 8
+"""After so many commits that needed less than an eighth of the memory it is given back."""
 
 
 class Spill:
@@ -29,6 +34,7 @@ class Spill:
         self._index = Index(ROWS_AT_FIRST)
         self._used = 0
         self._live = 0
+        self._small_intervals = 0
 
     def __len__(self) -> int:
         """Rows and tombstones."""
@@ -60,7 +66,7 @@ class Spill:
         room = max(ROWS_AT_FIRST, 2 * (len(live) + incoming))
         rows = np.empty((room, self._words), np.float32)
         keys, gone = np.zeros(room, np.uint64), np.zeros(room, np.bool_)
-        np.take(self._rows, live, axis=0, out=rows[: len(live)], mode="clip")
+        copy_rows(self._rows, live, rows)
         keys[: len(live)], gone[: len(live)] = self._keys[live], self._gone[live]
         self._rows, self._keys, self._gone = rows, keys, gone
         self._index = Index(room)
@@ -73,7 +79,9 @@ class Spill:
 
     def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(rows float32[N, words], whether it is a tombstone bool[N]: then the row is void)."""
-        return self._rows[positions], self._gone[positions]
+        rows = np.empty((len(positions), self._words), np.float32)
+        copy_rows(self._rows, positions, rows)
+        return rows, self._gone[positions]
 
     def remove(self, keys: NDArray[np.uint64]) -> None:
         """Drop `keys`, all of which must be here: they are back in the slab, or deleted."""
@@ -87,7 +95,7 @@ class Spill:
 
     def take(self, positions: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         """Copy the rows at `positions` to `out` float32[N, words]."""
-        np.take(self._rows, positions, axis=0, out=out, mode="clip")
+        copy_rows(self._rows, positions, out)
 
     def tombstones(self) -> NDArray[np.uint64]:
         """Keys."""
@@ -96,8 +104,14 @@ class Spill:
         return keys
 
     def clear(self) -> None:
-        """What was here is on disk now. The memory is kept: the next interval needs as much."""
-        if 8 * self._used < len(self._keys):  # one unusual interval must not cost it for ever
+        """What was here is on disk now. The memory is kept: the next interval needs as much.
+
+        One unusual interval must not cost memory for ever, nor a single short one the work of
+        growing again.
+        """
+        small = 8 * self._used < len(self._keys)
+        self._small_intervals = self._small_intervals + 1 if small else 0
+        if self._small_intervals > SMALL_INTERVALS_MAX:
             self._start()
         elif self._used:
             self._keys[: self._used] = 0

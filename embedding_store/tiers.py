@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from embedding_store.cold_rows import ColdRows
 from embedding_store.commit import row_keys_of
 from embedding_store.errors import CacheTooSmall, StoreMisuse
+from embedding_store.flags import CHANGED, PENDING
 from embedding_store.layout import RowLayout
 from embedding_store.prefetched import Prefetched
 from embedding_store.rocks import ROW_PREFIX, Rocks, row_names
 from embedding_store.row import HEADER_WORDS, Headers, RowFormat, SetPlace, header_records
-from embedding_store.slab import CHANGED, PENDING, Slab
+from embedding_store.slab import Slab
 from embedding_store.spill import Spill
 from embedding_store.state import StagedState
 

@@ -38,11 +38,11 @@ def _words(first: int, many: int, step: int) -> NDArray[np.uint64]:
 
 
 _STRIPES_PER_BLOCK: Final = 16
-_LANES: Final = 8
-_BY_STRIPE: Final = np.stack([_words(8 * n, _LANES, 8) for n in range(_STRIPES_PER_BLOCK)])
-_SCRAMBLE: Final = _words(128, _LANES, 8)
-_LAST: Final = _words(121, _LANES, 8)
-_MERGE: Final = _words(11, _LANES, 8)
+LANES: Final = 8
+_BY_STRIPE: Final = np.stack([_words(8 * n, LANES, 8) for n in range(_STRIPES_PER_BLOCK)])
+_SCRAMBLE: Final = _words(128, LANES, 8)
+_LAST: Final = _words(121, LANES, 8)
+_MERGE: Final = _words(11, LANES, 8)
 _PRIME32_1: Final = np.uint64(0x9E3779B1)
 _PRIME64_1: Final = np.uint64(0x9E3779B185EBCA87)
 _AVALANCHE: Final = np.uint64(0x165667919E3779F9)
@@ -97,21 +97,23 @@ def _folded(a, b):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def xxh3_64_long(data: Any, first: Any, length: Any) -> Any:
-    """uint64 of `data` uint8[first : first + length], where `length` >= LONG."""
-    lanes = _START.copy()
+def xxh3_64_long(data: Any, first: Any, length: Any, lanes: Any) -> Any:
+    """uint64 of `data` uint8[first : first + length], where `length` >= LONG; `lanes` is
+    uint64[LANES] to work in."""
+    for lane in range(LANES):
+        lanes[lane] = _START[lane]
     first, length = np.uint64(first), np.uint64(length)
     stripes = (length - np.uint64(1)) // np.uint64(64)
     for stripe in range(stripes):
         within = stripe % _STRIPES_PER_BLOCK
         _accumulate(lanes, data, first + np.uint64(64 * stripe), _BY_STRIPE[within])
         if within == _STRIPES_PER_BLOCK - 1:
-            for lane in range(_LANES):
+            for lane in range(LANES):
                 value = lanes[lane] ^ lanes[lane] >> np.uint64(47) ^ _SCRAMBLE[lane]
                 lanes[lane] = value * _PRIME32_1
     _accumulate(lanes, data, first + length - np.uint64(64), _LAST)
     value = length * _PRIME64_1
-    for lane in range(0, _LANES, 2):
+    for lane in range(0, LANES, 2):
         value += _folded(lanes[lane] ^ _MERGE[lane], lanes[lane + 1] ^ _MERGE[lane + 1])
     value ^= value >> np.uint64(37)
     value *= _AVALANCHE

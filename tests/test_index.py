@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_store.index import Index
@@ -32,6 +32,28 @@ def test_as_a_dict_through_deletions(steps: list[tuple[str, int]]) -> None:
         assert index.find(_u64(every)).tolist() == [oracle.get(e, -1) for e in every]
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_as_a_dict_while_full_buckets_come_and_go(seed: int) -> None:
+    """Two thirds of the keys belong to the table's last bucket and its first, so that they fill
+    several; each deletion from a full one has to pull back who stands further on because of it."""
+    random = np.random.default_rng(seed)
+    homes = random.choice([15, 0, 3, 7], 60, p=[0.5, 0.2, 0.2, 0.1])
+    every = np.array([(int(h) << 60 | i + 1) * INVERSE % 2**64 for i, h in enumerate(homes)], "u8")
+    index, oracle = Index(40), np.full(len(every), -1)
+    for number in range(80):
+        chosen = random.permutation(len(every))[: random.integers(1, 12)]
+        if random.random() < 0.5:
+            index.delete(every[chosen])
+            oracle[chosen] = -1
+        else:
+            room = 40 - int((oracle >= 0).sum())
+            chosen = chosen[:room]
+            index.assign(every[chosen], np.full(len(chosen), number))
+            oracle[chosen] = number
+        np.testing.assert_array_equal(index.find(every), oracle)
+
+
 @given(st.lists(st.lists(key, min_size=1, max_size=12), max_size=8))
 def test_resolve_de_duplicates_in_order_of_first_appearance(batches: list[list[int]]) -> None:
     index, oracle = Index(16), {}
@@ -58,3 +80,10 @@ def test_too_many_keys_leave_the_table_as_it_was(ids: list[int], unique_max: int
     assert (resolved is None) == (len(set(ids)) > unique_max)
     if resolved is None:
         assert index.find(_u64([*CLASHING, 1])).tolist() == [-1] * len(CLASHING) + [7]
+
+
+def test_more_keys_than_the_table_has_room_for_are_refused_in_time() -> None:
+    index = Index(16)
+    keys = np.arange(1, 5001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    assert index.resolve(keys, unique_max=8) is None
+    assert (index.find(keys) == -1).all()

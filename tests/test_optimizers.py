@@ -18,6 +18,7 @@ UNIVERSE, IDS, STEPS = 40, 64, 60
 KEYS = row_keys("item", [str(i) for i in range(UNIVERSE)])
 SPECS = {
     "rowwise_adagrad": SetSpec(dim=5, optimizer="rowwise_adagrad", lr=0.1, eps=1e-6),
+    "rowwise_adagrad_16": SetSpec(dim=16, optimizer="rowwise_adagrad", lr=0.1, eps=1e-6),
     "adagrad": SetSpec(dim=4, optimizer="adagrad", lr=0.1, eps=1e-6),
     "adam": SetSpec(dim=17, optimizer="adam", lr=0.05, beta1=0.8, beta2=0.95),
     "ftrl": SetSpec(dim=3, optimizer="ftrl", lr=0.3, l1=0.5, l2=0.1, beta=0.7),
