@@ -35,7 +35,7 @@ def kernel(function: Any = None, **options: Any) -> Any:
     beside the sources (or `NUMBA_CACHE_DIR`) cannot be written, numba's own choice.
 
     So a kernel allocates nothing: it is given its arrays, which live as long as the call, and numba
-    refuses to compile what would. Counting is two atomic instructions wherever an array gets another
+    refuses to compile what would. Counting is two atomic instructions wherever an array gets a
     name, in inner loops, too, if its compiler does not see through them: they took half of an
     update's time. `_nrt` is numba's name for it; a version without it stops the import.
     """

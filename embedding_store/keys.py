@@ -55,6 +55,6 @@ def checked_keys(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """`keys`, contiguous; raises StoreMisuse unless they are uint64[N] without the reserved one."""
     if keys.ndim != 1 or keys.dtype != np.uint64:
         raise StoreMisuse(f"keys must be uint64[N]: came=`{keys.dtype}{list(keys.shape)}`")
-    if (keys == RESERVED_KEY).any():
+    if len(keys) and keys.min() == RESERVED_KEY:  # 0, the least there is
         raise StoreMisuse("key 0 is reserved: make keys with embedding_store.keys.row_keys")
     return np.ascontiguousarray(keys)
