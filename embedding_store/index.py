@@ -9,8 +9,8 @@ batch cannot pass that test, so nothing is ever swept.
 A key is in the first bucket from its home on that had room for it: at the load here, 0.6, fifteen
 of sixteen are at home. Deletion pulls back what would be cut off. A key's home is the top of its
 hash times the number of buckets, which need not be a power of two: 27 bytes a key, not 32 to 64.
-Of a batch no step depends on a guess: whether an id was seen before is arithmetic, not a branch,
-since with a third of them new it would be guessed wrong every third time.
+Whether an id was seen before is arithmetic, not a branch: with two in five of them new it would be
+guessed wrong about as often. What remains to guess is whether a key is at home.
 """
 
 from __future__ import annotations

@@ -168,10 +168,10 @@ def _copy_bytes(_typing: Any, target: Any, to: Any, source: Any, at: Any, count:
     return types.void(target, to, source, at, count), generate
 
 
-copy_bytes: Any = intrinsic(_copy_bytes)
-"""copy_bytes(target, to, source, at, count): likewise of flat arrays of uint8."""
 copy_floats: Any = intrinsic(_copy_floats)
 """copy_floats(target, to, source, at, count): target[to + d] = source[at + d]."""
+copy_bytes: Any = intrinsic(_copy_bytes)
+"""copy_bytes(target, to, source, at, count): the same of flat arrays of uint8."""
 add_floats: Any = intrinsic(_add_floats)
 """add_floats(target, to, source, at, count): target[to + d] += source[at + d]."""
 step_floats: Any = intrinsic(_step_floats)

@@ -2,8 +2,9 @@
 
 RocksDB finds a row in a mapped table in 3 to 4 us: filter, index block, search in a data block and
 its checksum, anew for each row. A table never changes, so all of that can be done once: every
-block's checksum is verified as the table is taken into use, and the place of each row noted, 12
-bytes a row. After that a row costs a few cache lines, and asking for one that is not here, two.
+block's checksum is verified as the table is taken into use, and the place of each row noted, 13
+to 14 bytes a row. After that a row costs a few cache lines, and asking for one that is not here,
+three or four.
 
     keys    uint64[N]   ascending
     starts  uint32[B]   where keys of each range of top bits begin: keys are hashes, spread evenly

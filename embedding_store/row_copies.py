@@ -16,7 +16,7 @@ def copy_rows(words: NDArray[np.float32], at: NDArray[np.int64], out: NDArray[np
     As `numpy.take`, which waits for each row's memory in turn; three times as fast where rows lie
     scattered over a large table. Places are not checked.
     """
-    _copy(words, at, out)
+    move_rows(words, at, out, np.arange(len(at)))
 
 
 def move_rows(
@@ -37,13 +37,3 @@ def _move(words, at, out, to) -> None:  # type: ignore[no-untyped-def]
         if i + ahead < at.shape[0]:
             prefetch_words(words, at[i + ahead], 0, words.shape[1])
         copy_floats(into, np.uint64(to[i]) * width, source, np.uint64(at[i]) * width, width)
-
-
-@kernel
-def _copy(words, at, out) -> None:  # type: ignore[no-untyped-def]
-    source, into, width = words.reshape(-1), out.reshape(-1), np.uint64(words.shape[1])
-    ahead = rows_ahead(0, words.shape[1])
-    for i in range(at.shape[0]):
-        if i + ahead < at.shape[0]:
-            prefetch_words(words, at[i + ahead], 0, words.shape[1])
-        copy_floats(into, np.uint64(i) * width, source, np.uint64(at[i]) * width, width)

@@ -17,7 +17,8 @@ from embedding_store.row_copies import copy_rows
 
 ROWS_AT_FIRST: Final = 1024
 SMALL_INTERVALS_MAX: Final = 8
-"""After so many commits that needed less than an eighth of the memory it is given back."""
+"""Commits in a row that may need less than an eighth of the memory; with one more it is given
+back."""
 
 
 class Spill:

@@ -6,9 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding_store.flags import CHANGED, DIRTY, PENDING, leave
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.row import RowFormat
-from embedding_store.slab import CHANGED, Slab
+from embedding_store.slab import Slab
 
 FORM = RowFormat(RowLayout(sets={"shared": SetSpec(dim=2, optimizer="rowwise_adagrad")}))
 PLACE = FORM.place("shared")
@@ -98,3 +99,15 @@ def test_a_batch_that_learns_late_leaves_a_row_to_the_next() -> None:
     first.learn()
     _Batch(slab, [31], 7)  # row 1 has the oldest time of all
     assert slab.find(second.keys).tolist() == second.slots.tolist()
+
+
+def test_rows_that_leave_take_their_marks_along() -> None:
+    header, pending = np.zeros((4, 6), np.uint32), np.array([PENDING, 0, PENDING, 0], np.uint8)
+    header.view(np.uint64)[:, 0] = [2**63 + 1, 2, 3, 2**32 + 4]
+    header[1, 5] = header[2, 5] = DIRTY | 7
+    slots = np.array([3, 0, 2])
+    keys, marks = np.zeros(3, np.uint64), np.zeros(3, np.uint8)
+    leave(header, pending, slots, keys, marks)
+    assert keys.tolist() == [2**32 + 4, 2**63 + 1, 3]
+    assert marks.tolist() == [0, PENDING, CHANGED]  # changed since the commit began: that counts
+    assert not pending.any(), "whoever gets the slot is not of that commit"
