@@ -25,7 +25,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from embedding_store.bucket import KEYS, lowest, matches
+from embedding_store.cache_line import WORDS, lowest, matches
 from embedding_store.kernel import kernel
 from embedding_store.lanes import copy_bytes
 from embedding_store.prefetch import prefetch
@@ -37,7 +37,6 @@ GONE: Final = 0xFFFFFFFF
 _ANCHOR_BITS: Final = 16
 _RANGE_ROWS: Final = 4
 """Keys that one entry of `starts` stands for, at most, on average."""
-_AT_ONCE: Final = 2 * KEYS
 """Keys compared without asking whether they are of the range: nearly always all that are."""
 _AHEAD: Final = 24
 _ROW: Final = ROW_PREFIX[0]
@@ -68,7 +67,7 @@ class MappedTable:
             raise TableUnfit(f"a table of another form: path=`{file}`")
         offsets, sizes = _blocks(data, layout)
         self._verify_short(layout, offsets, sizes, file)
-        keys = np.empty(layout.entries + _AT_ONCE, np.uint64)
+        keys = np.empty(layout.entries + WORDS, np.uint64)
         place = np.empty(layout.entries, np.uint32)
         anchor = np.zeros((layout.entries >> _ANCHOR_BITS) + 1, np.uint64)
         many = _index_rows(
@@ -78,9 +77,9 @@ class MappedTable:
         )
         if many < 0:
             raise TableUnfit(f"a block is not what was written: path=`{file}` reason=`{-many}`")
-        keys[many : many + _AT_ONCE] = 0  # no key: what is read behind the last one
+        keys[many : many + WORDS] = 0  # no key: what is read behind the last one
         self.keys, self._place, self._anchor = keys[:many], place[:many], anchor
-        self._keys_and_end = keys[: many + _AT_ONCE]
+        self._keys_and_end = keys[: many + WORDS]
         self._data = data
         self._starts = _range_starts(self.keys)
         self._map.madvise(mmap.MADV_RANDOM)
@@ -274,7 +273,7 @@ def _find(  # noqa: PLR0917
 ) -> Any:  # fmt: skip
     """(`here` of `todo` with their `places` in the file, `rest` that the table does not know).
 
-    `keys` goes on for _AT_ONCE words that are no keys.
+    `keys` goes on for WORDS words that are no keys.
     """
     bits = np.uint64(0)
     while (1 << bits) + 1 < starts.shape[0]:
@@ -289,33 +288,26 @@ def _find(  # noqa: PLR0917
         if _AHEAD <= step < many + _AHEAD:
             ahead = np.int64(starts[wanted[todo[step - _AHEAD]] >> shift])
             prefetch(key_lines, ahead, 0)
-            prefetch(key_lines, ahead + _AT_ONCE - 1, 0)
+            prefetch(key_lines, ahead + WORDS - 1, 0)
             prefetch(place_lines, ahead, 0)
         if step < 2 * _AHEAD:
             continue
         n = todo[step - 2 * _AHEAD]
         key = wanted[n]
         low, high = np.int64(starts[key >> shift]), np.int64(starts[(key >> shift) + np.uint64(1)])
-        found = _among_eight(keys, low, key)
-        if found == none and high - low > _AT_ONCE:
+        found = matches(keys, np.uint64(low), key)
+        if found == none and high - low > WORDS:
             low = _lower_bound(keys, low, high, key)
             found = np.uint64(keys[low] == key)
         # Whether a table has a row is anyone's guess, so nothing branches on it.
         hit = np.int64(found != none)
-        at = min(low + np.int64(lowest(found | np.uint64(1 << _AT_ONCE))), place.shape[0] - 1)
+        at = min(low + np.int64(lowest(found | np.uint64(1 << WORDS))), place.shape[0] - 1)
         there = place[at] != np.uint32(GONE)
         here[read], rest[left] = n, n
         places[read] = (anchor[at >> _ANCHOR_BITS] + np.uint64(place[at])) * np.uint64(there)
         read += hit
         left += 1 - hit
     return read, left
-
-
-@njit(inline="always")
-def _among_eight(keys, low, key):  # type: ignore[no-untyped-def]
-    """Bit n is set if keys[low + n] == key."""
-    first, second = np.uint64(low), np.uint64(low) + np.uint64(KEYS)
-    return matches(keys, first, key) | matches(keys, second, key) << np.uint64(KEYS)
 
 
 @kernel

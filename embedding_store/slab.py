@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store import bfloat16, flags, optimizers
+from embedding_store.distinct import Deduplicator, Distinct
 from embedding_store.errors import StoreMisuse
 from embedding_store.eviction import Choice, Eviction
 from embedding_store.flags import CHANGED, NO_COUNTS, PENDING
-from embedding_store.index import Index, Resolved
+from embedding_store.index import Index
 from embedding_store.kernel import kernel
 from embedding_store.lanes import copy_floats
 from embedding_store.layout import SetSpec
@@ -47,6 +48,7 @@ class Slab:
         self._words: NDArray[np.float32] = zeros((capacity, self.host_words(form)), np.float32)
         self._header: NDArray[np.uint32] = self._words.view(np.uint32)
         self._index = Index(capacity)
+        self._distinct = Deduplicator()
         self._hyper = {
             place.vector_word: optimizers.hyperparameters(place.spec)
             for place in form.places.values()
@@ -70,19 +72,22 @@ class Slab:
         """Rows that are here."""
         return self.used - len(self._free)
 
-    def resolve(self, ids: NDArray[np.uint64], batch: int) -> Resolved | None:
-        """De-duplicate `ids` and pin what is here; None if two such batches cannot both fit.
+    def distinct(self, ids: NDArray[np.uint64]) -> Distinct:
+        """What `ids` are made of."""
+        return self._distinct(ids)
 
-        Missed keys are placeholders until `admit` or `forget`.
-        """
-        resolved = self._index.resolve(ids, unique_max=self.capacity // 2)
-        if resolved is not None:
-            self._mark_used(batch - 2)  # a batch that did not learn, and cannot any more
-            self._newest = batch
-            self._unmarked[batch] = resolved.slots
-            self._pinned = [*self._pinned[-1:], resolved.slots]
-            self._choice.used(resolved.slots, batch)
-        return resolved
+    def pin(self, keys: NDArray[np.uint64], batch: int) -> NDArray[np.int64] | None:
+        """Where the rows of distinct `keys` are, int64[U], -1 if not here: they stay there as long
+        as `batch` is one of the two newest. None if two such batches cannot both fit."""
+        if len(keys) > self.capacity // 2:
+            return None
+        slots = self._index.find(keys)
+        self._mark_used(batch - 2)  # a batch that did not learn, and cannot any more
+        self._newest = batch
+        self._unmarked[batch] = slots
+        self._pinned = [*self._pinned[-1:], slots]
+        self._choice.used(slots, batch)
+        return slots
 
     def _mark_used(self, newest: int) -> None:
         """Let the flags tell of every batch up to `newest` which rows it uses.
@@ -92,10 +97,6 @@ class Slab:
         now = flags.stamp(self._newest)
         for batch in [each for each in self._unmarked if each <= newest]:
             flags.use(self._header, self._unmarked.pop(batch), flags.stamp(batch), now)
-
-    def forget(self, keys: NDArray[np.uint64]) -> None:
-        """Undo the placeholders of missed keys that get no row."""
-        self._index.delete(keys)
 
     def make_room(
         self, rows: int, batch: int

@@ -114,20 +114,22 @@ class Tiers:
         Whatever else fails (a read of the disk), no row is lost and none is created.
         """
         batch = self._batch + 1
-        resolved = self.slab.resolve(ids, batch)
-        if resolved is None:
-            raise CacheTooSmall(len(np.unique(ids)), self.slab.capacity)
+        distinct = self.slab.distinct(ids)
+        unique = len(distinct.keys)
+        slab_rows = self.slab.pin(distinct.keys, batch)
+        if slab_rows is None:
+            raise CacheTooSmall(unique, self.slab.capacity)
         self._batch = batch
-        unique, missed = len(resolved.keys), resolved.misses
+        missed = np.flatnonzero(slab_rows < 0)
         given = np.zeros(unique, np.uint16)
         if slot_numbers is not None:
-            given[resolved.inverse[::-1]] = slot_numbers[::-1]  # a key's first occurrence decides
+            given[distinct.inverse[::-1]] = slot_numbers[::-1]  # a key's first occurrence decides
         lookup = Lookup(
-            keys=resolved.keys,
+            keys=distinct.keys,
             slot_numbers=given,
-            slab_rows=resolved.slots,
-            inverse=resolved.inverse,
-            counts=resolved.counts,
+            slab_rows=slab_rows,
+            inverse=distinct.inverse,
+            counts=distinct.counts,
             found=np.ones(unique, np.bool_),
             admitted=np.ones(unique, np.bool_),
             batch=batch,
@@ -142,15 +144,10 @@ class Tiers:
     def _fetch(self, lookup: Lookup, missed: NDArray[np.int64], now_s: int) -> None:
         """Bring rows that are not in the slab, or make them; `missed` are positions among keys."""
         keys = lookup.keys[missed]
-        try:
-            rows, marks, created, refused = self._load(
-                keys, lookup.slot_numbers[missed], lookup.counts[missed], now_s
-            )
-        except BaseException:
-            self.slab.forget(keys)
-            raise
+        rows, marks, created, refused = self._load(
+            keys, lookup.slot_numbers[missed], lookup.counts[missed], now_s
+        )
         kept = ~refused
-        self.slab.forget(keys[refused])
         many = len(rows)
         slots, unsaved, unsaved_marks, evicted = self.slab.make_room(many, lookup.batch)
         self.slab.admit(keys[kept], slots, rows, marks[kept], lookup.batch)
@@ -232,7 +229,8 @@ class Tiers:
 
     def prefetch(self, ids: NDArray[np.uint64]) -> None:
         """Start reading those of `ids` that only the disk has."""
-        keys = np.unique(ids[self.slab.find(ids) < 0])
+        keys = self.slab.distinct(ids).keys
+        keys = keys[self.slab.find(keys) < 0]
         keys = keys[self.spill.find(keys) < 0]
         self.prefetched.request(keys[self.waiting.find(keys) < 0])
 

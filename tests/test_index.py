@@ -1,4 +1,4 @@
-"""The key -> slot table against a dict, through collisions, deletions and full batches."""
+"""The key -> slot table against a dict, through collisions, deletions and full buckets."""
 
 from __future__ import annotations
 
@@ -54,36 +54,13 @@ def test_as_a_dict_while_full_buckets_come_and_go(seed: int) -> None:
         np.testing.assert_array_equal(index.find(every), oracle)
 
 
-@given(st.lists(st.lists(key, min_size=1, max_size=12), max_size=8))
-def test_resolve_de_duplicates_in_order_of_first_appearance(batches: list[list[int]]) -> None:
-    index, oracle = Index(16), {}
-    for ids in batches:
-        resolved = index.resolve(_u64(ids), unique_max=16)
-        assert resolved is not None
-        distinct = list(dict.fromkeys(ids))
-        assert resolved.keys.tolist() == distinct
-        assert resolved.keys[resolved.inverse].tolist() == ids
-        assert resolved.counts.tolist() == [ids.count(k) for k in distinct]
-        assert resolved.slots.tolist() == [oracle.get(k, -1) for k in distinct]
-        missed = [k for k in distinct if k not in oracle]
-        assert resolved.keys[resolved.misses].tolist() == missed
-        for k in missed:
-            oracle[k] = len(oracle)
-        index.assign(_u64(missed), np.array([oracle[k] for k in missed], np.int64))
-
-
-@given(st.lists(key, min_size=1, max_size=12), st.integers(1, 5))
-def test_too_many_keys_leave_the_table_as_it_was(ids: list[int], unique_max: int) -> None:
-    index = Index(16)
-    index.assign(_u64([1]), np.array([7]))
-    resolved = index.resolve(_u64(ids), unique_max=unique_max)
-    assert (resolved is None) == (len(set(ids)) > unique_max)
-    if resolved is None:
-        assert index.find(_u64([*CLASHING, 1])).tolist() == [-1] * len(CLASHING) + [7]
-
-
-def test_more_keys_than_the_table_has_room_for_are_refused_in_time() -> None:
-    index = Index(16)
-    keys = np.arange(1, 5001, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    assert index.resolve(keys, unique_max=8) is None
+def test_a_slot_takes_all_32_bits_and_touches_no_other() -> None:
+    index, keys = Index(40), np.arange(1, 41, dtype=np.uint64)
+    slots = np.arange(40) + 2**32 - 40
+    index.assign(keys, slots)
+    assert index.find(keys).tolist() == slots.tolist()
+    index.assign(keys[::2], slots[::2] - 40)
+    slots[::2] -= 40
+    assert index.find(keys).tolist() == slots.tolist()
+    index.clear()
     assert (index.find(keys) == -1).all()

@@ -22,10 +22,11 @@ class _Batch:
 
     def __init__(self, slab: Slab, ids: list[int], number: int) -> None:
         self.slab, self.number = slab, number
-        found = slab.resolve(np.array(ids, np.uint64), number)
-        assert found is not None
-        self.keys, self.slots, self.counts = found.keys, found.slots, found.counts
-        missed = found.misses
+        found = slab.distinct(np.array(ids, np.uint64))
+        slots = slab.pin(found.keys, number)
+        assert slots is not None
+        self.keys, self.slots, self.counts = found.keys, slots, found.counts
+        missed = np.flatnonzero(slots < 0)
         if len(missed):
             keys = self.keys[missed]
             slots, *_ = slab.make_room(len(missed), number)

@@ -1,8 +1,8 @@
-"""A bucket of the index, four keys at a time: LLVM vectors, written out.
+"""The eight words of a cache line compared at once: an LLVM vector, written out.
 
-One comparison tells which of a cache line's four keys is the one looked for. A loop over them would
-end at a place that no branch predictor can know, and a wrong guess costs more than the comparison.
-Nothing is checked: the four words have to be there.
+One comparison tells which of them is the one looked for. A loop over them would end at a place that
+no branch predictor can know, and a wrong guess costs more than the comparison. Nothing is checked:
+the eight words have to be there.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-KEYS: Final = 4
+WORDS: Final = 8
+LINE_BYTES: Final = 64
 _WORD: Final = ir.IntType(64)
-_WORDS: Final = ir.VectorType(_WORD, KEYS)
+_WORDS: Final = ir.VectorType(_WORD, WORDS)
 _WORD_BYTES: Final = 8
 
 
-def _matches(_typing: Any, table: Any, at: Any, key: Any) -> Any:
+def _matches(_typing: Any, table: Any, at: Any, word: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         view = context.make_array(signature.args[0])(context, builder, args[0])
         first = builder.gep(view.data, [args[1]])
-        keys = builder.load(builder.bitcast(first, ir.PointerType(_WORDS)))
-        keys.align = _WORD_BYTES
+        words = builder.load(builder.bitcast(first, ir.PointerType(_WORDS)))
+        words.align = _WORD_BYTES
         nothing, number = ir.Constant(_WORDS, ir.Undefined), ir.IntType(32)
         wanted = builder.insert_element(nothing, args[2], ir.Constant(number, 0))
-        same = ir.Constant(ir.VectorType(number, KEYS), [0] * KEYS)
-        equal = builder.icmp_unsigned("==", keys, builder.shuffle_vector(wanted, nothing, same))
-        return builder.zext(builder.bitcast(equal, ir.IntType(KEYS)), _WORD)
+        same = ir.Constant(ir.VectorType(number, WORDS), [0] * WORDS)
+        equal = builder.icmp_unsigned("==", words, builder.shuffle_vector(wanted, nothing, same))
+        return builder.zext(builder.bitcast(equal, ir.IntType(WORDS)), _WORD)
 
-    return types.uint64(table, at, key), generate
+    return types.uint64(table, at, word), generate
 
 
 def _lowest(_typing: Any, mask: Any) -> Any:
@@ -42,7 +43,7 @@ def _lowest(_typing: Any, mask: Any) -> Any:
 
 
 matches: Any = intrinsic(_matches)
-"""matches(table, at, key) -> uint64: bit n is set if table[at + n] == key, for n < KEYS; all are
+"""matches(table, at, word) -> uint64: bit n is set if table[at + n] == word, for n < WORDS; all are
 uint64 and `table` is flat."""
 lowest: Any = intrinsic(_lowest)
 """lowest(mask) -> uint64: the number of its lowest set bit; `mask` is uint64 and not 0."""
