@@ -74,17 +74,17 @@ def _distinct(ids, shift, places, unknown, keys, inverse):  # type: ignore[no-un
             unknown[many] = np.uint32(i)
             many += np.uint64(keys[place] != ids[i])
         for n in range(many):
-            i = np.uint64(unknown[n])
-            at = (ids[i] * MULTIPLIER) >> np.uint64(shift)
+            each = np.uint64(unknown[n])
+            at = (ids[each] * MULTIPLIER) >> np.uint64(shift)
             place = np.uint64(places[at])
-            while place != _ZERO and keys[place] != ids[i]:
+            while place != _ZERO and keys[place] != ids[each]:
                 at = (at + _ONE) & mask
                 place = np.uint64(places[at])
             if place == _ZERO:
                 place = found
-                places[at], keys[place] = np.uint32(place), ids[i]
+                places[at], keys[place] = np.uint32(place), ids[each]
                 found += _ONE
-            inverse[i] = np.int32(place) - np.int32(1)
+            inverse[each] = np.int32(place) - np.int32(1)
         begin = end
     return np.int64(found - _ONE)
 

@@ -17,7 +17,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES: Final = 8
-_COMMON: Final = 2 * LANES
+COMMON_WIDTH: Final = 2 * LANES
 """The width of most sets."""
 _FLOAT: Final = ir.FloatType()
 _VECTOR: Final = ir.VectorType(_FLOAT, LANES)
@@ -50,10 +50,10 @@ def _each(builder: Any, count: Any, work: Callable[[Any, Any], None]) -> None:
     The commonest width is written out: two loops that end after two rounds and none cost more than
     what is done in them.
     """
-    common = builder.icmp_unsigned("==", count, ir.Constant(count.type, _COMMON))
+    common = builder.icmp_unsigned("==", count, ir.Constant(count.type, COMMON_WIDTH))
     with builder.if_else(common, likely=True) as (unrolled, looped):
         with unrolled:
-            for index in range(0, _COMMON, LANES):
+            for index in range(0, COMMON_WIDTH, LANES):
                 work(ir.Constant(count.type, index), _VECTOR)
         with looped:
             _loops(builder, count, work)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from embedding_store.flags import NO_COUNTS, learn_row
 from embedding_store.kernel import kernel
-from embedding_store.lanes import step_floats, sum_squares
+from embedding_store.lanes import COMMON_WIDTH, step_floats, sum_squares
 from embedding_store.layout import SetSpec
 from embedding_store.prefetch import prefetch_words, rows_ahead
 
@@ -52,18 +52,13 @@ def hyperparameters(spec: SetSpec) -> NDArray[np.float32]:
 # takes an array: slices and calls would count references, which costs more than the sum.
 
 
-@kernel(error_model="numpy")
-def rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
-    words, slots, first, state, grad, hyper, adaptive, learning
+@njit(inline="always")
+def _rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    words, slots, first, state, grad, hyper, adaptive, learning, dim
 ) -> Any:
-    """Row-wise Adagrad, or SGD unless `adaptive`.
-
-    With `learning` also `flags.learn` in the same pass, so that each row's lines are fetched once:
-    (header, counts, now_s, stamp, now, dirty, many); else with NOT_LEARNING.
-    Returns (how many rows were left alone, how many are in `dirty` now).
-    """
+    """`rowwise` of sets `dim` wide."""
     header, counts, now_s, stamp, now, dirty, many = learning
-    dim, stride = np.uint64(grad.shape[1]), np.uint64(words.shape[1])
+    stride = np.uint64(words.shape[1])
     flat, gradient, heads = words.reshape(-1), grad.reshape(-1), header.reshape(-1)
     end = max(first + grad.shape[1], state + 1)
     start = 0 if heads.shape[0] > 0 else first
@@ -94,6 +89,26 @@ def rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
             rate = lr / (np.sqrt(total) + eps)
         step_floats(flat, v, gradient, g, dim, rate)
     return skipped, many
+
+
+@kernel(error_model="numpy")
+def rowwise(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    words, slots, first, state, grad, hyper, adaptive, learning
+) -> Any:
+    """Row-wise Adagrad, or SGD unless `adaptive`.
+
+    With `learning` also `flags.learn` in the same pass, so that each row's lines are fetched once:
+    (header, counts, now_s, stamp, now, dirty, many); else with NOT_LEARNING.
+    Returns (how many rows were left alone, how many are in `dirty` now).
+    """
+    # The commonest width as a constant: no loops, and registers for what they would take.
+    if grad.shape[1] == COMMON_WIDTH:
+        return _rowwise(
+            words, slots, first, state, grad, hyper, adaptive, learning, np.uint64(COMMON_WIDTH)
+        )
+    return _rowwise(
+        words, slots, first, state, grad, hyper, adaptive, learning, np.uint64(grad.shape[1])
+    )
 
 
 @njit(inline="always")

@@ -45,7 +45,9 @@ def _prefetch_words(_typing: Any, array: Any, row: Any, first: Any, end: Any) ->
         line = ir.Constant(start.type, _LINE_WORDS)
         _ask(context, builder, signature.args[0], args[0], [place, start])
         second = builder.add(start, line)
-        with cgutils.for_range_slice(builder, second, stop, line, start.type) as (column, _):
+        # Rows begin at a line or in its middle: what is left up to half a line is the last one's.
+        between = builder.sub(stop, ir.Constant(stop.type, _LINE_WORDS // 2))
+        with cgutils.for_range_slice(builder, second, between, line, start.type) as (column, _):
             _ask(context, builder, signature.args[0], args[0], [place, column])
         last = builder.sub(stop, ir.Constant(stop.type, 1))  # rows straddle cache lines
         _ask(context, builder, signature.args[0], args[0], [place, last])
