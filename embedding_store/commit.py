@@ -47,8 +47,9 @@ class CommitRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 FIRST = CommitRecord(id=0, rows_written=0, state_written=0, rows_total=0, history="")
 COMMIT_NAME: Final = b"mcommit"
-ROWS_AT_A_TIME: Final = 65_536
-"""As Python objects: a commit of many rows must not take several times their bytes."""
+ROWS_AT_A_TIME: Final = 8_192
+"""In order of key, and as Python objects: a commit of many rows must not take several times their
+bytes, nor new memory from the system at each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,36 @@ class Changes:
     """uint64[K]: keys of rows that are to be gone."""
     state: Sequence[Write]
 
-    def sorted(self) -> Changes:
+    def sorted(self) -> SortedChanges:
         """The same in order of key, by which it is hashed and written."""
-        order = np.argsort(row_keys_of(self.rows))
-        state = sorted(self.state, key=itemgetter(0))
-        return Changes(self.rows[order], np.sort(self.deleted), state)
+        return SortedChanges(
+            self.rows,
+            np.argsort(row_keys_of(self.rows)),
+            np.sort(self.deleted),
+            sorted(self.state, key=itemgetter(0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SortedChanges:
+    """`Changes` whose rows stay where they are: only some of them at a time are copied."""
+
+    rows: NDArray[np.float32]
+    order: NDArray[np.int64]
+    """int64[N]: rows[order] are in order of key."""
+    deleted: NDArray[np.uint64]
+    """uint64[K] in order."""
+    state: Sequence[Write]
+    """In order of key."""
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """rows[order], some after another, each good until the next one."""
+        some = np.empty((min(ROWS_AT_A_TIME, len(self.order)), self.rows.shape[1]), np.float32)
+        for first in range(0, len(self.order), ROWS_AT_A_TIME):
+            chosen = self.order[first : first + ROWS_AT_A_TIME]
+            block = some[: len(chosen)]
+            np.take(self.rows, chosen, axis=0, out=block, mode="clip")
+            yield block
 
 
 def row_keys_of(rows: NDArray[np.float32]) -> NDArray[np.uint64]:
@@ -84,11 +110,12 @@ def decode_record(data: bytes) -> CommitRecord:
         raise StoreCorrupt(f"the commit record is not one: record=`{data!r}`") from error
 
 
-def next_record(last: CommitRecord, changes: Changes, rows_total: int) -> CommitRecord:
-    """The record after `last` for `changes`, sorted, that leave `rows_total` rows."""
+def next_record(last: CommitRecord, changes: SortedChanges, rows_total: int) -> CommitRecord:
+    """The record after `last` for `changes` that leave `rows_total` rows."""
     digest = xxhash.xxh3_64(last.history.encode())
     digest.update(b"%d:%d:" % (len(changes.rows), len(changes.deleted)))
-    digest.update(changes.rows.data.cast("B") if changes.rows.size else b"")
+    for block in changes.blocks():
+        digest.update(block.data.cast("B"))
     digest.update(changes.deleted.tobytes())
     for part in pack_state(changes.state):
         digest.update(part)
@@ -101,21 +128,20 @@ def next_record(last: CommitRecord, changes: Changes, rows_total: int) -> Commit
     )
 
 
-def writes_of(record: CommitRecord, changes: Changes) -> Iterator[Write]:
-    """The record and `changes`, sorted, as RocksDB gets them: in order of database key.
+def writes_of(record: CommitRecord, changes: SortedChanges) -> Iterator[Write]:
+    """The record and `changes` as RocksDB gets them: in order of database key.
 
     That order is m (the record), r (rows), s (state): see `rocks.py`.
     """
-    rows: Iterator[Write] = chain.from_iterable(_row_writes(changes.rows))
+    rows: Iterator[Write] = chain.from_iterable(_row_writes(changes))
     if len(changes.deleted):
         deletions: Iterator[Write] = zip(row_names(changes.deleted), repeat(None), strict=False)
         rows = heapq.merge(rows, deletions, key=itemgetter(0))
     return chain([(COMMIT_NAME, record.encode())], rows, changes.state)
 
 
-def _row_writes(rows: NDArray[np.float32]) -> Iterator[Iterator[Write]]:
+def _row_writes(changes: SortedChanges) -> Iterator[Iterator[Write]]:
     """Some rows after another: between two of them no step of Python's is taken."""
-    for first in range(0, len(rows), ROWS_AT_A_TIME):
-        some = np.ascontiguousarray(rows[first : first + ROWS_AT_A_TIME])
-        values = some.view(f"V{4 * rows.shape[1]}").ravel().tolist()
-        yield zip(row_names(row_keys_of(some)), values, strict=True)
+    for block in changes.blocks():
+        values = block.view(f"V{block.itemsize * block.shape[1]}").ravel().tolist()
+        yield zip(row_names(row_keys_of(block)), values, strict=True)

@@ -125,14 +125,28 @@ def compact(header, dirty, many):  # type: ignore[no-untyped-def]
     """Keep each dirty slot once, at the front of `dirty`; returns how many there are."""
     kept = 0
     for i in range(many):
+        if i + AHEAD < many:
+            prefetch(header, dirty[i + AHEAD], FLAGS_WORD)
         slot = dirty[i]
         if header[slot, FLAGS_WORD] & np.uint32(DIRTY) != 0:
             header[slot, FLAGS_WORD] ^= np.uint32(DIRTY)
             dirty[kept] = slot
             kept += 1
     for i in range(kept):
+        if i + AHEAD < kept:
+            prefetch(header, dirty[i + AHEAD], FLAGS_WORD)
         header[dirty[i], FLAGS_WORD] |= np.uint32(DIRTY)
     return kept
+
+
+@kernel
+def commit_begins(header, pending, slots) -> None:  # type: ignore[no-untyped-def]
+    """Rows of `slots` are no longer dirty, but `pending`."""
+    for i in range(slots.shape[0]):
+        if i + AHEAD < slots.shape[0]:
+            prefetch(header, slots[i + AHEAD], FLAGS_WORD)
+        header[slots[i], FLAGS_WORD] &= np.uint32(0xFFFFFFFF ^ DIRTY)
+        pending[slots[i]] = PENDING
 
 
 @kernel

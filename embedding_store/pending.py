@@ -107,11 +107,11 @@ class Commits:
         return record, table_bytes
 
     def _write_batch(self, changes: Changes, rows_total: int) -> Written:
-        changes = changes.sorted()
-        record = next_record(self.newest, changes, rows_total)
+        ordered = changes.sorted()
+        record = next_record(self.newest, ordered, rows_total)
         keys = np.concatenate([row_keys_of(changes.rows), changes.deleted])
         with self._tiers.cold.logging(keys):
-            self._rocks.write(writes_of(record, changes))
+            self._rocks.write(writes_of(record, ordered))
         return record, 0
 
     def settle(self) -> int:

@@ -62,6 +62,8 @@ class Slab:
         self._unmarked: dict[int, NDArray[np.int64]] = {}  # of these, by batch: not yet in flags
         self._free: list[int] = []  # below `used`, given up by `drop`
         self.used = 0
+        self.moves = 0
+        """How often rows came or went: what `find` told before the last time may not hold."""
 
     @staticmethod
     def host_words(form: RowFormat) -> int:
@@ -76,18 +78,17 @@ class Slab:
         """What `ids` are made of."""
         return self._distinct(ids)
 
-    def pin(self, keys: NDArray[np.uint64], batch: int) -> NDArray[np.int64] | None:
-        """Where the rows of distinct `keys` are, int64[U], -1 if not here: they stay there as long
-        as `batch` is one of the two newest. None if two such batches cannot both fit."""
-        if len(keys) > self.capacity // 2:
-            return None
-        slots = self._index.find(keys)
+    def pin(self, slots: NDArray[np.int64], batch: int) -> bool:
+        """The rows of `slots`, which `find` just told (-1 = not here), stay there as long as
+        `batch` is one of the two newest. False if two such batches cannot both fit."""
+        if len(slots) > self.capacity // 2:
+            return False
         self._mark_used(batch - 2)  # a batch that did not learn, and cannot any more
         self._newest = batch
         self._unmarked[batch] = slots
         self._pinned = [*self._pinned[-1:], slots]
         self._choice.used(slots, batch)
-        return slots
+        return True
 
     def _mark_used(self, newest: int) -> None:
         """Let the flags tell of every batch up to `newest` which rows it uses.
@@ -102,6 +103,7 @@ class Slab:
         self, rows: int, batch: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8], int]:
         """(`rows` empty slots, rows that had to go and are not on disk, their marks, evicted)."""
+        self.moves += 1
         reused = min(rows, len(self._free))
         fresh = reused + min(rows - reused, self.capacity - self.used)
         slots = np.empty(rows, np.int64)
@@ -147,6 +149,7 @@ class Slab:
         batch: int,
     ) -> None:
         """Put `rows` into `slots` from `make_room`; `marks` CHANGED, PENDING or 0 = as on disk."""
+        self.moves += 1
         self._put(slots, rows)
         self._header[slots, FLAGS_WORD] |= np.uint32(flags.REFERENCE) | flags.stamp(batch)
         self._index.assign(keys, slots)
@@ -162,6 +165,7 @@ class Slab:
 
         Lookups before this may not be used any more.
         """
+        self.moves += 1
         slots = self.find(keys)
         slots = slots[slots >= 0]
         self._index.delete(keys)
@@ -303,9 +307,8 @@ class Slab:
 
     def commit_begins(self, slots: NDArray[np.int64]) -> None:
         """`slots`, all that differ from the disk, are pending from here on."""
-        self._header[slots, FLAGS_WORD] &= np.uint32(0xFFFFFFFF ^ flags.DIRTY)
+        flags.commit_begins(self._header, self._pending, slots)
         self._dirty_many = 0
-        self._pending[slots] = PENDING
 
     def committed(self) -> None:
         """What was pending is on disk now."""

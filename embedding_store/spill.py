@@ -17,24 +17,27 @@ from embedding_store.row_copies import copy_rows
 
 ROWS_AT_FIRST: Final = 1024
 SMALL_INTERVALS_MAX: Final = 8
-"""Commits in a row that may need less than an eighth of the memory; with one more it is given
-back."""
+"""Commits in a row that may need less than an eighth of what another did; with one more the memory
+is given back."""
 
 
 class Spill:
     """Rows by key, growing by doubling."""
 
-    def __init__(self, words: int) -> None:
-        self._words = words
+    def __init__(self, words: int, rows_expected: int = ROWS_AT_FIRST) -> None:
+        """Up to `rows_expected` no row is moved to make room for more. That room is address space;
+        it takes memory as rows come."""
+        self._words, self._expected = words, max(ROWS_AT_FIRST, rows_expected)
         self._start()
 
     def _start(self) -> None:
-        self._rows: NDArray[np.float32] = np.empty((ROWS_AT_FIRST, self._words), np.float32)
-        self._keys: NDArray[np.uint64] = np.zeros(ROWS_AT_FIRST, np.uint64)  # 0 = taken back
-        self._gone: NDArray[np.bool_] = np.zeros(ROWS_AT_FIRST, np.bool_)
+        self._rows: NDArray[np.float32] = np.empty((self._expected, self._words), np.float32)
+        self._keys: NDArray[np.uint64] = np.zeros(self._expected, np.uint64)  # 0 = taken back
+        self._gone: NDArray[np.bool_] = np.zeros(self._expected, np.bool_)
         self._index = Index(ROWS_AT_FIRST)
         self._used = 0
         self._live = 0
+        self._used_max = 0
         self._small_intervals = 0
 
     def __len__(self) -> int:
@@ -57,7 +60,10 @@ class Spill:
         positions = slice(start, self._used)
         self._keys[positions] = keys
         self._gone[positions] = False
-        self._index.assign(keys, np.arange(start, self._used))
+        if self._used > self._index.capacity:
+            self._index_anew(2 * self._used)
+        else:
+            self._index.assign(keys, np.arange(start, self._used))
         self._live += len(keys)
         return positions
 
@@ -70,9 +76,13 @@ class Spill:
         copy_rows(self._rows, live, rows)
         keys[: len(live)], gone[: len(live)] = self._keys[live], self._gone[live]
         self._rows, self._keys, self._gone = rows, keys, gone
-        self._index = Index(room)
-        self._index.assign(keys[: len(live)], np.arange(len(live)))
         self._used = len(live)
+        self._index_anew(room)
+
+    def _index_anew(self, capacity: int) -> None:
+        live = np.flatnonzero(self._keys[: self._used])
+        self._index = Index(capacity)
+        self._index.assign(self._keys[live], live)
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Positions int64[N] of rows and tombstones, -1 where there is neither."""
@@ -110,7 +120,8 @@ class Spill:
         One unusual interval must not cost memory for ever, nor a single short one the work of
         growing again.
         """
-        small = 8 * self._used < len(self._keys)
+        self._used_max = max(self._used_max, self._used)
+        small = 8 * self._used < self._used_max
         self._small_intervals = self._small_intervals + 1 if small else 0
         if self._small_intervals > SMALL_INTERVALS_MAX:
             self._start()

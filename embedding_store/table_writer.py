@@ -51,15 +51,12 @@ def _answer(job: Job, memory_descriptor: int) -> Reply:
 def _build(job: Job, memory_descriptor: int) -> Reply:
     rows_bytes = 4 * job.words * job.rows
     size = rows_bytes + 8 * job.deleted + job.state_bytes
-    with mmap.mmap(memory_descriptor, size, prot=mmap.PROT_READ) as memory:
-        rows = np.frombuffer(memory, np.float32, job.rows * job.words)
-        deleted = np.frombuffer(memory, np.uint64, job.deleted, rows_bytes)
-        changes = Changes(
-            rows.reshape(job.rows, job.words),
-            deleted,
-            unpack_state(memory[rows_bytes + 8 * job.deleted :]),
-        ).sorted()
-        del rows, deleted  # views of the memory, which could not be closed under them
+    memory = mmap.mmap(memory_descriptor, size, prot=mmap.PROT_READ)  # unmapped with its last view
+    changes = Changes(
+        np.frombuffer(memory, np.float32, job.rows * job.words).reshape(job.rows, job.words),
+        np.frombuffer(memory, np.uint64, job.deleted, rows_bytes),
+        unpack_state(memory[rows_bytes + 8 * job.deleted :]),
+    ).sorted()
     record = next_record(job.last, changes, job.rows_total)
     return Reply(record=record, table_bytes=write_table(Path(job.file), writes_of(record, changes)))
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store.cold_rows import ColdRows
+from embedding_store.coming import Coming
 from embedding_store.commit import row_keys_of
 from embedding_store.errors import CacheTooSmall, StoreMisuse
 from embedding_store.flags import CHANGED, PENDING
@@ -96,10 +97,11 @@ class Tiers:
         self.words = form.words
         self.cold = ColdRows(rocks, form.words)
         self.slab = slab
-        self.spill = Spill(form.words)
-        self.waiting = Spill(form.words)
+        self.spill = Spill(form.words, slab.capacity // 2)
+        self.waiting = Spill(form.words, slab.capacity // 2)
         """Of the commit under way; empty between commits."""
         self.prefetched = Prefetched(self.cold.read, form.words)
+        self.coming = Coming(slab)
         self.counts = TierCounts()
         self.rows_gained = 0
         """Created less deleted since the last commit began."""
@@ -114,10 +116,9 @@ class Tiers:
         Whatever else fails (a read of the disk), no row is lost and none is created.
         """
         batch = self._batch + 1
-        distinct = self.slab.distinct(ids)
+        distinct, slab_rows = self.coming.take(ids)
         unique = len(distinct.keys)
-        slab_rows = self.slab.pin(distinct.keys, batch)
-        if slab_rows is None:
+        if not self.slab.pin(slab_rows, batch):
             raise CacheTooSmall(unique, self.slab.capacity)
         self._batch = batch
         missed = np.flatnonzero(slab_rows < 0)
@@ -229,8 +230,8 @@ class Tiers:
 
     def prefetch(self, ids: NDArray[np.uint64]) -> None:
         """Start reading those of `ids` that only the disk has."""
-        keys = self.slab.distinct(ids).keys
-        keys = keys[self.slab.find(keys) < 0]
+        distinct, slots = self.coming.note(ids)
+        keys = distinct.keys[slots < 0]
         keys = keys[self.spill.find(keys) < 0]
         self.prefetched.request(keys[self.waiting.find(keys) < 0])
 

@@ -17,7 +17,7 @@ _form = RowFormat(LAYOUT)
 _slab = Slab(_form, 4)
 for _batch in range(2, 7):
     _ids = np.array([2 * _batch, 2 * _batch + 1], np.uint64)
-    _slab.pin(_slab.distinct(_ids).keys, _batch)
+    _slab.pin(_slab.find(_slab.distinct(_ids).keys), _batch)
     _slots = _slab.make_room(2, _batch)[0]
     _slab.admit(
         _ids, _slots, _form.fresh(_ids, np.zeros(2, np.uint16), 0), np.ones(2, np.bool_), _batch

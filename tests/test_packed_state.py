@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_store.commit import FIRST, Changes, next_record, writes_of
+from embedding_store.commit import FIRST, Changes, SortedChanges, next_record, writes_of
 from embedding_store.packed_state import pack_state, unpack_state
 from embedding_store.rocks import Write
 
@@ -36,5 +36,7 @@ def test_a_commit_is_the_same_in_whatever_order_it_was_staged(
 
 @given(STATE, STATE)
 def test_other_state_is_another_history(one: list[Write], other: list[Write]) -> None:
-    histories = {next_record(FIRST, Changes(*NO_ROWS, each), 0).history for each in (one, other)}
+    rows, deleted = NO_ROWS
+    both = [SortedChanges(rows, np.empty(0, np.int64), deleted, each) for each in (one, other)]
+    histories = {next_record(FIRST, each, 0).history for each in both}
     assert (len(histories) == 1) == (one == other)

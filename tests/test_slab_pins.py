@@ -23,8 +23,8 @@ class _Batch:
     def __init__(self, slab: Slab, ids: list[int], number: int) -> None:
         self.slab, self.number = slab, number
         found = slab.distinct(np.array(ids, np.uint64))
-        slots = slab.pin(found.keys, number)
-        assert slots is not None
+        slots = slab.find(found.keys)
+        assert slab.pin(slots, number)
         self.keys, self.slots, self.counts = found.keys, slots, found.counts
         missed = np.flatnonzero(slots < 0)
         if len(missed):
