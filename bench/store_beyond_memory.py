@@ -151,7 +151,7 @@ def _steady(path: Path, *, quick: bool) -> Ours:
     fill(path, keys)
     say(f"{keys:,} rows filled in {time.perf_counter() - began:.0f} s")
     ours = Ours(path, keys, _rows_max(keys))
-    for each in ours.draw(5 if quick else 60):
+    for each in ours.draw(5 if quick else 240):
         ours.step(each)
     return ours
 

@@ -30,7 +30,9 @@ _KEY_BITS: Final = np.uint64((1 << KEYS) - 1)
 """Of a bucket's eight words: those that are keys."""
 _SLOTS: Final = np.uint64(2 * KEYS)
 """From a bucket's begin to its slots, in half words."""
-_ZERO, _ONE, _HALF = np.uint64(0), np.uint64(1), np.uint64(32)
+_NOBODY: Final = np.uint64(1 << KEYS)
+"""An entry more, whose slot is the bucket's unused half word."""
+_ZERO, _HALF = np.uint64(0), np.uint64(32)
 
 
 class Index:
@@ -97,12 +99,12 @@ def _find(table, values, keys, slots) -> None:  # type: ignore[no-untyped-def]
             prefetch(lines, _home(keys[i + AHEAD], words), 0)
         at = _home(keys[i], words)
         here = _having(table, at, keys[i])
-        while here == _ZERO and _having(table, at, _ZERO) == _ZERO:
+        while (here | _having(table, at, _ZERO)) == _ZERO:
             at = _after(at, words)
             here = _having(table, at, keys[i])
-        slots[i] = -1
-        if here != _ZERO:
-            slots[i] = np.int64(values[_slot(at, lowest(here))])
+        # Whether a key is there may be anyone's guess, so nothing branches on it.
+        slot = np.int64(values[_slot(at, lowest(here | _NOBODY))])
+        slots[i] = slot | -np.int64(here == _ZERO)
 
 
 @kernel
@@ -137,16 +139,18 @@ def _delete(table, values, keys) -> None:  # type: ignore[no-untyped-def]
             at = _after(at, words)
             here = _having(table, at, keys[i])
         if here != _ZERO:
-            _close_gap(table, values, at, lowest(here))
+            if _having(table, at, _ZERO) == _ZERO:
+                _close_gap(table, values, at, lowest(here))
+            else:
+                table[at + lowest(here)] = _ZERO
 
 
 @kernel
 def _close_gap(table, values, at, hole) -> None:  # type: ignore[no-untyped-def]
-    """Empty the entry `hole` of the bucket `at`. Whoever stands further on because that bucket was
-    full moves into it, if nothing else leads to where it stands; and so on from there."""
+    """Empty the entry `hole` of the full bucket `at`. Whoever stands further on because that bucket
+    was full moves into it, if nothing else leads to where it stands; and so on from there."""
     words = np.uint64(table.shape[0])
-    full = _having(table, at, _ZERO) == _ZERO
-    further = at
+    full, further = True, at
     while full:
         further = _after(further, words)
         full = _having(table, further, _ZERO) == _ZERO

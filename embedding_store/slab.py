@@ -32,7 +32,7 @@ from embedding_store.row import (
     RowFormat,
     SetPlace,
 )
-from embedding_store.row_copies import copy_rows
+from embedding_store.row_copies import copy_rows, move_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,17 +148,20 @@ class Slab:
         marks: NDArray[np.uint8],
         batch: int,
     ) -> None:
-        """Put `rows` into `slots` from `make_room`; `marks` CHANGED, PENDING or 0 = as on disk."""
+        """Put `rows` into `slots` from `make_room`; `marks` CHANGED, PENDING or 0 = as on disk.
+
+        What the slab notes of a row is written into `rows`, too.
+        """
         self.moves += 1
+        rows.view(np.uint32)[:, FLAGS_WORD] |= np.uint32(flags.REFERENCE) | flags.stamp(batch)
         self._put(slots, rows)
-        self._header[slots, FLAGS_WORD] |= np.uint32(flags.REFERENCE) | flags.stamp(batch)
         self._index.assign(keys, slots)
         self._choice.used(slots, batch)
         self.learn(slots[marks == CHANGED], NO_COUNTS, 0, batch)
         self._pending[slots[marks == PENDING]] = PENDING
 
     def _put(self, slots: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        self._words[slots] = rows
+        move_rows(rows, np.arange(len(rows)), self._words, slots)
 
     def drop(self, keys: NDArray[np.uint64]) -> None:
         """Forget rows for good, changed or not; keys that are not here are passed over.

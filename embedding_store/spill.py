@@ -86,6 +86,8 @@ class Spill:
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Positions int64[N] of rows and tombstones, -1 where there is neither."""
+        if not self._live:
+            return np.full(len(keys), -1)
         return self._index.find(keys)
 
     def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

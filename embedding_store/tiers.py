@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ from embedding_store.row import HEADER_WORDS, Headers, RowFormat, SetPlace, head
 from embedding_store.slab import Slab
 from embedding_store.spill import Spill
 from embedding_store.state import StagedState
+
+SPILLED_EXPECTED_MAX: Final = 1 << 22
+"""Rows between two commits that a spill takes in without moving any."""
 
 
 class Admission(Protocol):
@@ -97,8 +100,9 @@ class Tiers:
         self.words = form.words
         self.cold = ColdRows(rocks, form.words)
         self.slab = slab
-        self.spill = Spill(form.words, slab.capacity // 2)
-        self.waiting = Spill(form.words, slab.capacity // 2)
+        expected = min(slab.capacity, SPILLED_EXPECTED_MAX)
+        self.spill = Spill(form.words, expected)
+        self.waiting = Spill(form.words, expected)
         """Of the commit under way; empty between commits."""
         self.prefetched = Prefetched(self.cold.read, form.words)
         self.coming = Coming(slab)
