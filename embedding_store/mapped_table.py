@@ -2,9 +2,9 @@
 
 RocksDB finds a row in a mapped table in 3 to 4 us: filter, index block, search in a data block and
 its checksum, anew for each row. A table never changes, so all of that can be done once: every
-block's checksum is verified as the table is taken into use, and the place of each row noted, 13
-to 14 bytes a row. After that a row costs a few cache lines, and asking for one that is not here,
-three or four.
+block's checksum is verified as the table is taken into use, and the place of each row noted, 14
+to 15 bytes a row. After that a row costs a few cache lines, and asking for one that is not here
+next to nothing (`key_filter.py`).
 
     keys    uint64[N]   ascending
     starts  uint32[B]   where keys of each range of top bits begin: keys are hashes, spread evenly
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from embedding_store.cache_line import WORDS, lowest, matches
 from embedding_store.kernel import kernel
+from embedding_store.key_filter import KeyFilter
 from embedding_store.lanes import copy_bytes
 from embedding_store.prefetch import prefetch
 from embedding_store.rocks import ROW_PREFIX
@@ -37,7 +38,6 @@ GONE: Final = 0xFFFFFFFF
 _ANCHOR_BITS: Final = 16
 _RANGE_ROWS: Final = 4
 """Keys that one entry of `starts` stands for, at most, on average."""
-"""Keys compared without asking whether they are of the range: nearly always all that are."""
 _AHEAD: Final = 24
 _ROW: Final = ROW_PREFIX[0]
 _TRAILER: Final = 5
@@ -82,6 +82,7 @@ class MappedTable:
         self._keys_and_end = keys[: many + WORDS]
         self._data = data
         self._starts = _range_starts(self.keys)
+        self._filter = KeyFilter(self.keys) if many else None
         self._map.madvise(mmap.MADV_RANDOM)
 
     def __len__(self) -> int:
@@ -100,26 +101,25 @@ class MappedTable:
         `wanted` uint64[N] and `todo` int64[T] ascend. Returns the positions that this table knows
         nothing of. Raises TableUnfit if a row names another key than its own.
         """
-        if not len(self.keys):
+        if self._filter is None:
             return todo
         asked = wanted[todo]
         first = int(np.searchsorted(asked, self.keys[0]))
         end = int(np.searchsorted(asked, self.keys[-1], side="right"))
-        if first == end:
+        maybe, never = self._filter.split(wanted, todo[first:end])
+        if not len(maybe):
             return todo
-        rest = np.empty_like(todo)
-        rest[:first] = todo[:first]
-        places = np.empty(end - first, np.uint64)
-        here = np.empty(end - first, np.int64)
+        places, here = np.empty(len(maybe), np.uint64), np.empty(len(maybe), np.int64)
+        rest = np.empty_like(maybe)
         read, left = _find(
             *(self._keys_and_end, self._starts, self._place, self._anchor),
-            *(wanted, todo[first:end], here, places, rest[first:]),
+            *(wanted, maybe, here, places, rest),
         )
         if not _copy(self._data, wanted, here[:read], places, rows, found):
             raise TableUnfit("a row names another key than its own")
-        left += first
-        rest[left : left + len(todo) - end] = todo[end:]
-        return rest[: left + len(todo) - end]
+        unknown = np.empty(len(todo) - read, np.int64)
+        _merge(todo[:first], never, rest[:left], todo[end:], unknown)
+        return unknown
 
     @staticmethod
     def _verify_short(
@@ -308,6 +308,27 @@ def _find(  # noqa: PLR0917
         read += hit
         left += 1 - hit
     return read, left
+
+
+@kernel
+def _merge(before: Any, one: Any, other: Any, after: Any, into: Any) -> None:
+    """`before`, then what is in `one` or `other`, in order, then `after`."""
+    at, n = 0, 0
+    for i in range(before.shape[0]):
+        into[at] = before[i]
+        at += 1
+    for i in range(one.shape[0]):
+        while n < other.shape[0] and other[n] < one[i]:
+            into[at] = other[n]
+            at, n = at + 1, n + 1
+        into[at] = one[i]
+        at += 1
+    for i in range(n, other.shape[0]):
+        into[at] = other[i]
+        at += 1
+    for i in range(after.shape[0]):
+        into[at] = after[i]
+        at += 1
 
 
 @kernel
