@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_store import bfloat16, flags, optimizers
-from embedding_store.distinct import Deduplicator, Distinct
 from embedding_store.errors import StoreMisuse
 from embedding_store.eviction import Choice, Eviction
 from embedding_store.flags import CHANGED, NO_COUNTS, PENDING
@@ -48,7 +47,6 @@ class Slab:
         self._words: NDArray[np.float32] = zeros((capacity, self.host_words(form)), np.float32)
         self._header: NDArray[np.uint32] = self._words.view(np.uint32)
         self._index = Index(capacity)
-        self._distinct = Deduplicator()
         self._hyper = {
             place.vector_word: optimizers.hyperparameters(place.spec)
             for place in form.places.values()
@@ -73,10 +71,6 @@ class Slab:
     def __len__(self) -> int:
         """Rows that are here."""
         return self.used - len(self._free)
-
-    def distinct(self, ids: NDArray[np.uint64]) -> Distinct:
-        """What `ids` are made of."""
-        return self._distinct(ids)
 
     def pin(self, slots: NDArray[np.int64], batch: int) -> bool:
         """The rows of `slots`, which `find` just told (-1 = not here), stay there as long as

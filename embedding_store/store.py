@@ -412,7 +412,7 @@ class EmbeddingStore:
             return
         self._closed = True
         try:
-            self._tiers.prefetched.close()
+            self._tiers.close()
             self._commits.close()
             self._tiers.cold.close()
             self._rocks.close()

@@ -100,12 +100,12 @@ class Tiers:
         self.words = form.words
         self.cold = ColdRows(rocks, form.words)
         self.slab = slab
-        expected = min(slab.capacity, SPILLED_EXPECTED_MAX)
+        expected = min(4 * slab.capacity, SPILLED_EXPECTED_MAX)
         self.spill = Spill(form.words, expected)
         self.waiting = Spill(form.words, expected)
         """Of the commit under way; empty between commits."""
         self.prefetched = Prefetched(self.cold.read, form.words)
-        self.coming = Coming(slab)
+        self.coming = Coming(slab, self._read_ahead)
         self.counts = TierCounts()
         self.rows_gained = 0
         """Created less deleted since the last commit began."""
@@ -234,8 +234,10 @@ class Tiers:
 
     def prefetch(self, ids: NDArray[np.uint64]) -> None:
         """Start reading those of `ids` that only the disk has."""
-        distinct, slots = self.coming.note(ids)
-        keys = distinct.keys[slots < 0]
+        self.coming.note(ids)
+
+    def _read_ahead(self, keys: NDArray[np.uint64]) -> None:
+        """In a thread beside the store's, which waits for it before it moves a row."""
         keys = keys[self.spill.find(keys) < 0]
         self.prefetched.request(keys[self.waiting.find(keys) < 0])
 
@@ -244,6 +246,7 @@ class Tiers:
 
         Makes all earlier look-ups stale. A tombstone hides what the disk has until then.
         """
+        self.coming.settle()
         self.slab.drop(keys)
         self.spill.remove(keys[self.spill.find(keys) >= 0])
         self.spill.add_tombstones(keys)
@@ -355,6 +358,7 @@ class Tiers:
     ) -> int:
         """Copy the rows of `changes` to `rows` float32[N, words]; how many were gained since the
         last commit began. From here on they are pending and what changes belongs to the next."""
+        self.coming.settle()
         self.slab.take(slots, rows[: len(slots)])
         self.spill.take(spilled, rows[len(slots) :])
         self.slab.commit_begins(slots)
@@ -364,8 +368,14 @@ class Tiers:
 
     def committed(self) -> None:
         """Every pending row is on disk now."""
+        self.coming.settle()
         self.slab.committed()
         self.waiting.clear()
+
+    def close(self) -> None:
+        """Returns when nothing is read ahead any more."""
+        self.coming.close()
+        self.prefetched.close()
 
 
 def slab_rows(lookup: Lookup, place: SetPlace) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding_store.distinct import Deduplicator
 from embedding_store.flags import CHANGED, DIRTY, PENDING, leave
 from embedding_store.layout import RowLayout, SetSpec
 from embedding_store.row import RowFormat
@@ -22,7 +23,7 @@ class _Batch:
 
     def __init__(self, slab: Slab, ids: list[int], number: int) -> None:
         self.slab, self.number = slab, number
-        found = slab.distinct(np.array(ids, np.uint64))
+        found = Deduplicator()(np.array(ids, np.uint64))
         slots = slab.find(found.keys)
         assert slab.pin(slots, number)
         self.keys, self.slots, self.counts = found.keys, slots, found.counts
