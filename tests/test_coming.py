@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event, Timer
 
 import numpy as np
 import pytest
@@ -87,3 +88,29 @@ def test_a_row_removed_between_prefetch_and_lookup_starts_anew(tmp_path: Path) -
             assert (again.found == ~here).all()
             np.testing.assert_array_equal(store.gather(again, "shared")[here], fresh[here])
             store.commit()
+
+
+@pytest.mark.parametrize("call", ["remove", "lookup", "commit", "settle a commit"])
+def test_whatever_moves_rows_waits_for_the_worker(tmp_path: Path, call: str) -> None:
+    keys = np.arange(1, 40, dtype=np.uint64)
+    with EmbeddingStore.open(tmp_path, LAYOUT, cache_rows_max=200, owner="test") as store:
+        store.lookup(keys[:20], now_ms=0)
+        pending = store.commit_begin() if call == "settle a commit" else None
+        looked, go_on = Event(), Event()
+
+        def look(_keys: np.ndarray) -> None:
+            go_on.wait(10)
+            looked.set()
+
+        store._tiers.coming._missed = look
+        store.prefetch(keys)
+        Timer(0.2, go_on.set).start()
+        if call == "remove":
+            store.remove(keys[:5])
+        elif call == "lookup":
+            store.lookup(keys[20:], now_ms=0)  # another batch than the one to come
+        elif pending is None:
+            store.commit_begin()
+        else:
+            pending.wait()
+        assert looked.is_set()

@@ -27,3 +27,18 @@ def test_memory_outlasts_a_few_short_intervals_and_no_more() -> None:
     for _ in range(SMALL_INTERVALS_MAX):
         interval(3)
     assert interval(3) == ROWS_AT_FIRST
+
+
+def test_more_rows_than_at_first_are_found_without_any_being_moved() -> None:
+    spill, memory = Spill(4, 20_000), set()
+    every = np.arange(1, 15_001, dtype=np.uint64)
+    for some in np.array_split(every, 7):
+        spill.add(some, np.repeat(some.astype(np.float32)[:, None], 4, axis=1))
+        memory.add(spill._rows.ctypes.data)
+    spill.remove(every[::3])
+    at = spill.find(every)
+    assert (at[::3] == -1).all()
+    left = np.delete(np.arange(len(every)), np.s_[::3])
+    rows, gone = spill.at(at[left])
+    assert (rows[:, 0] == every[left]).all() and not gone.any()
+    assert len(memory) == 1
