@@ -40,6 +40,8 @@ COMMIT_EVERY_S = 1.0
 FILL_ROWS = 1_000_000
 SIZE, SIZE_QUICK = (10_000_000, 5, 20), (300_000, 3, 5)
 """Keys, rounds, steps a round."""
+STEADY_STEPS, STEADY_STEPS_QUICK = 240, 5
+"""Before anything is measured: some three seconds, so several commits and what they spill."""
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lmdb": ("lmdb", {"commit_every_s": COMMIT_EVERY_S}),
     "rocksdb_only": ("rocksdb", {"commit_every_s": COMMIT_EVERY_S}),
@@ -151,7 +153,7 @@ def _steady(path: Path, *, quick: bool) -> Ours:
     fill(path, keys)
     say(f"{keys:,} rows filled in {time.perf_counter() - began:.0f} s")
     ours = Ours(path, keys, _rows_max(keys))
-    for each in ours.draw(5 if quick else 240):
+    for each in ours.draw(STEADY_STEPS_QUICK if quick else STEADY_STEPS):
         ours.step(each)
     return ours
 

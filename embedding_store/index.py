@@ -3,10 +3,10 @@
     bucket = 64 bytes:  five keys uint64 (0 = nobody)  |  their five slots uint32  |  passed uint32
 
 A key is in the first bucket from its home on that had room for it when it came: at the load here,
-0.6, 22 of 23 are at home. `passed` counts the keys that went by a full bucket, so a
-search ends where nobody did, and a deletion moves no other key. A key's home is the top of its hash
-times the number of buckets, which need not be a power of two: 21 bytes a key. To find changes
-nothing, so lines that are only read need not be written back.
+0.6, 22 of 23 are at home. `passed` counts the keys that went by a full bucket, so a search ends
+where nobody did, and a deletion moves no other key. A key's home is the top of its hash times the
+number of buckets, which need not be a power of two: 21 bytes a key. To find changes nothing, so
+lines that are only read need not be written back.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ class Index:
         memory = zeros((words + WORDS,), np.uint64)
         start = -memory.ctypes.data % LINE_BYTES // 8
         self._keys: NDArray[np.uint64] = memory[start : start + words]
-        self._slots: NDArray[np.uint32] = self._keys.view(np.uint32)  # the same memory
+        self._halves: NDArray[np.uint32] = self._keys.view(np.uint32)  # the same memory
 
     def find(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Slots int64[N], -1 where absent; changes nothing."""
         slots = np.empty(len(keys), np.int64)
-        _find(self._keys, self._slots, keys, slots)
+        _find(self._keys, self._halves, keys, slots)
         return slots
 
     def assign(self, keys: NDArray[np.uint64], slots: NDArray[np.int64]) -> None:
         """Set the slots of `keys`, inserting those that are absent."""
-        _assign(self._keys, self._slots, keys, slots)
+        _assign(self._keys, self._halves, keys, slots)
 
     def delete(self, keys: NDArray[np.uint64]) -> None:
         """Remove `keys`; absent ones are passed over."""
-        _delete(self._keys, self._slots, keys)
+        _delete(self._keys, self._halves, keys)
 
     def clear(self) -> None:
         self._keys[:] = 0
@@ -94,62 +94,62 @@ def _slot(at, entry):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _goes_on(values, at, here):  # type: ignore[no-untyped-def]
+def _goes_on(halves, at, here):  # type: ignore[no-untyped-def]
     """Not 0 if a key that is not `here` may be further on; arithmetic, since it is rare while
     whether the key is here may be anyone's guess."""
     nowhere = (here - _ONE) >> np.uint64(63)
-    return np.uint64(values[_slot(at, _PASSED)]) & (_ZERO - nowhere)
+    return np.uint64(halves[_slot(at, _PASSED)]) & (_ZERO - nowhere)
 
 
 @kernel
-def _find(table, values, keys, slots) -> None:  # type: ignore[no-untyped-def]
+def _find(table, halves, keys, slots) -> None:  # type: ignore[no-untyped-def]
     words, lines, many = np.uint64(table.shape[0]), table.reshape(-1, 1), keys.shape[0]
     for i in range(many):
         if i + AHEAD < many:
             prefetch(lines, _home(keys[i + AHEAD], words), 0)
         at = _home(keys[i], words)
         here = _having(table, at, keys[i])
-        while _goes_on(values, at, here) != _ZERO:
+        while _goes_on(halves, at, here) != _ZERO:
             at = _after(at, words)
             here = _having(table, at, keys[i])
-        slot = np.int64(values[_slot(at, lowest(here | _NOBODY))])
+        slot = np.int64(halves[_slot(at, lowest(here | _NOBODY))])
         slots[i] = slot | -np.int64(here == _ZERO)
 
 
 @kernel
-def _assign(table, values, keys, slots) -> None:  # type: ignore[no-untyped-def]
+def _assign(table, halves, keys, slots) -> None:  # type: ignore[no-untyped-def]
     words, lines, many = np.uint64(table.shape[0]), table.reshape(-1, 1), keys.shape[0]
     for i in range(many):
         if i + AHEAD < many:
             prefetch(lines, _home(keys[i + AHEAD], words), 0)
         home = _home(keys[i], words)
         at, here = home, _having(table, home, keys[i])
-        while _goes_on(values, at, here) != _ZERO:
+        while _goes_on(halves, at, here) != _ZERO:
             at = _after(at, words)
             here = _having(table, at, keys[i])
         if here == _ZERO:
             at, here = home, _having(table, home, _ZERO)
             while here == _ZERO:
-                values[_slot(at, _PASSED)] += np.uint32(1)
+                halves[_slot(at, _PASSED)] += np.uint32(1)
                 at = _after(at, words)
                 here = _having(table, at, _ZERO)
             table[at + lowest(here)] = keys[i]
-        values[_slot(at, lowest(here))] = np.uint32(slots[i])
+        halves[_slot(at, lowest(here))] = np.uint32(slots[i])
 
 
 @kernel
-def _delete(table, values, keys) -> None:  # type: ignore[no-untyped-def]
+def _delete(table, halves, keys) -> None:  # type: ignore[no-untyped-def]
     words, lines, many = np.uint64(table.shape[0]), table.reshape(-1, 1), keys.shape[0]
     for i in range(many):
         if i + AHEAD < many:
             prefetch(lines, _home(keys[i + AHEAD], words), 0)
         home = _home(keys[i], words)
         at, here = home, _having(table, home, keys[i])
-        while _goes_on(values, at, here) != _ZERO:
+        while _goes_on(halves, at, here) != _ZERO:
             at = _after(at, words)
             here = _having(table, at, keys[i])
         if here != _ZERO:
             table[at + lowest(here)] = _ZERO
             while home != at:
-                values[_slot(home, _PASSED)] -= np.uint32(1)
+                halves[_slot(home, _PASSED)] -= np.uint32(1)
                 home = _after(home, words)

@@ -36,19 +36,14 @@ class KeyFilter:
         self._words: NDArray[np.uint64] = np.zeros(many, np.uint64)
         _fill(self._words, self._first, self._shift, self._scale, keys)
 
-    def split(
-        self, wanted: NDArray[np.uint64], todo: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(positions whose keys the table may have, those whose keys it has not), both in order.
+    def passed(self, wanted: NDArray[np.uint64], todo: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the positions `todo` int64[T] whose keys the table may have, in order.
 
-        `todo` int64[T] are positions of `wanted`, whose keys are from the table's first to its
-        last.
+        Positions are `wanted`'s, whose keys are from the table's first to its last.
         """
-        maybe, never = np.empty_like(todo), np.empty_like(todo)
-        many = _split(
-            self._words, self._first, self._shift, self._scale, wanted, todo, maybe, never
-        )
-        return maybe[:many], never[: len(todo) - many]
+        maybe = np.empty_like(todo)
+        many = _passed(self._words, self._first, self._shift, self._scale, wanted, todo, maybe)
+        return maybe[:many]
 
 
 @njit(inline="always")
@@ -73,13 +68,12 @@ def _fill(words, first, shift, scale, keys) -> None:  # type: ignore[no-untyped-
 
 
 @kernel
-def _split(words, first, shift, scale, wanted, todo, maybe, never):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _passed(words, first, shift, scale, wanted, todo, maybe):  # type: ignore[no-untyped-def]  # noqa: PLR0917
     """Returns how many of `todo` are in `maybe`; nothing branches on it."""
     many = np.int64(0)
     for i in range(todo.shape[0]):
         key = wanted[todo[i]]
         bits = _bits(key)
-        may = np.int64(words[_word(key, first, shift, scale)] & bits == bits)
-        maybe[many], never[i - many] = todo[i], todo[i]
-        many += may
+        maybe[many] = todo[i]
+        many += np.int64(words[_word(key, first, shift, scale)] & bits == bits)
     return many

@@ -106,19 +106,19 @@ class MappedTable:
         asked = wanted[todo]
         first = int(np.searchsorted(asked, self.keys[0]))
         end = int(np.searchsorted(asked, self.keys[-1], side="right"))
-        maybe, never = self._filter.split(wanted, todo[first:end])
+        maybe = self._filter.passed(wanted, todo[first:end])
         if not len(maybe):
             return todo
         places, here = np.empty(len(maybe), np.uint64), np.empty(len(maybe), np.int64)
-        rest = np.empty_like(maybe)
-        read, left = _find(
+        known = _find(
             *(self._keys_and_end, self._starts, self._place, self._anchor),
-            *(wanted, maybe, here, places, rest),
+            *(wanted, maybe, here, places),
         )
-        if not _copy(self._data, wanted, here[:read], places, rows, found):
+        here = here[:known]
+        if not _copy(self._data, wanted, here, places, rows, found):
             raise TableUnfit("a row names another key than its own")
-        unknown = np.empty(len(todo) - read, np.int64)
-        _merge(todo[:first], never, rest[:left], todo[end:], unknown)
+        unknown = np.empty(len(todo) - known, np.int64)
+        _leave_out(todo, here, unknown)
         return unknown
 
     @staticmethod
@@ -269,9 +269,9 @@ def _index_rows(  # noqa: PLR0911, PLR0912, PLR0917
 @kernel
 def _find(  # noqa: PLR0917
     keys: Any, starts: Any, place: Any, anchor: Any, wanted: Any, todo: Any,
-    here: Any, places: Any, rest: Any,
+    here: Any, places: Any,
 ) -> Any:  # fmt: skip
-    """(`here` of `todo` with their `places` in the file, `rest` that the table does not know).
+    """How many of `todo` the table knows: they are `here`, with their `places` in the file.
 
     `keys` goes on for WORDS words that are no keys.
     """
@@ -281,7 +281,7 @@ def _find(  # noqa: PLR0917
     shift, many, none = np.uint64(64) - bits, todo.shape[0], np.uint64(0)
     start_lines, key_lines = starts.reshape(-1, 1), keys.reshape(-1, 1)
     place_lines = place.reshape(-1, 1)
-    read, left = np.int64(0), np.int64(0)
+    read = np.int64(0)
     for step in range(many + 2 * _AHEAD):
         if step < many:
             prefetch(start_lines, np.int64(wanted[todo[step]] >> shift), 0)
@@ -303,32 +303,21 @@ def _find(  # noqa: PLR0917
         hit = np.int64(found != none)
         at = min(low + np.int64(lowest(found | np.uint64(1 << WORDS))), place.shape[0] - 1)
         there = place[at] != np.uint32(GONE)
-        here[read], rest[left] = n, n
+        here[read] = n
         places[read] = (anchor[at >> _ANCHOR_BITS] + np.uint64(place[at])) * np.uint64(there)
         read += hit
-        left += 1 - hit
-    return read, left
+    return read
 
 
 @kernel
-def _merge(before: Any, one: Any, other: Any, after: Any, into: Any) -> None:
-    """`before`, then what is in `one` or `other`, in order, then `after`."""
-    at, n = 0, 0
-    for i in range(before.shape[0]):
-        into[at] = before[i]
-        at += 1
-    for i in range(one.shape[0]):
-        while n < other.shape[0] and other[n] < one[i]:
-            into[at] = other[n]
-            at, n = at + 1, n + 1
-        into[at] = one[i]
-        at += 1
-    for i in range(n, other.shape[0]):
-        into[at] = other[i]
-        at += 1
-    for i in range(after.shape[0]):
-        into[at] = after[i]
-        at += 1
+def _leave_out(todo: Any, known: Any, unknown: Any) -> None:
+    """`unknown` = `todo` without `known`; all ascend."""
+    n = 0
+    for i in range(todo.shape[0]):
+        if n < known.shape[0] and known[n] == todo[i]:
+            n += 1
+        else:
+            unknown[i - n] = todo[i]
 
 
 @kernel

@@ -48,8 +48,8 @@ def hyperparameters(spec: SetSpec) -> NDArray[np.float32]:
 
 # Every kernel takes the rows' words [capacity, words], the slots [N] to change (-1 is passed over),
 # the words at which vector and state begin, the gradients [N, D] and `hyperparameters`, and returns
-# how many rows it left alone. They index flat arrays by unsigned offsets and call nothing that
-# takes an array: slices and calls would count references, which costs more than the sum.
+# how many rows it left alone. They index flat arrays by unsigned offsets: signed ones are looked at
+# for being negative.
 
 
 @njit(inline="always")

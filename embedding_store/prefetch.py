@@ -72,4 +72,5 @@ def rows_ahead(first, end):  # type: ignore[no-untyped-def]
 prefetch: Any = intrinsic(_prefetch)
 """prefetch(array, row, column): ask for that element's cache line. A hint: out of range is safe."""
 prefetch_words: Any = intrinsic(_prefetch_words)
-"""prefetch_words(array, row, first, end): ask for every line of these 4-byte words of a row."""
+"""prefetch_words(array, row, first, end): ask for every line of these 4-byte words of a row; of one
+that begins neither at a line nor in its middle, for all but perhaps one."""

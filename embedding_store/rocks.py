@@ -31,9 +31,9 @@ BLOOM_BITS_PER_KEY: Final = 10
 SORTED_RUNS_MAX: Final = 24
 """Tables that each span all keys; more are merged. A look-up asks each one, which is cheap
 (mapped_table.py), and merging is not: with 8 it took more than the second core beside a training
-that changes 600,000 rows a second. What more runs cost is space: rows of every run, and 12 bytes
-of memory each. Merging runs at the trainer's own priority: at a lower one a busy machine left it
-no time, and runs piled up."""
+that changes 600,000 rows a second. What more runs cost is space: rows of every run, and 14 to 15
+bytes of memory each. Merging runs at the trainer's own priority: at a lower one a busy machine left
+it no time, and runs piled up."""
 
 READERS: Final = {"mmap": 2, "direct": 64}
 """Threads that read one batch. Mapped files cost only time of a core; on the disk itself, queue

@@ -179,7 +179,7 @@ class EmbeddingStore:
     def prefetch(self, keys: NDArray[np.uint64]) -> None:
         """Start to read the cold rows among uint64[N] `keys`, which a coming `lookup` will want.
 
-        Only saves that look-up the wait: no result depends on it. Two batches ahead at most.
+        No result depends on it. Two batches at most; what it meets, the next look-up raises.
         """
         self._refuse_if_unusable()
         self._tiers.prefetch(checked_keys(keys))

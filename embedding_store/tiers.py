@@ -28,8 +28,8 @@ from embedding_store.slab import Slab
 from embedding_store.spill import Spill
 from embedding_store.state import StagedState
 
-SPILLED_EXPECTED_MAX: Final = 1 << 22
-"""Rows between two commits that a spill takes in without moving any."""
+SPILL_BYTES_EXPECTED: Final = 1 << 30
+"""Address space of a spill, at most, whose rows no growing moves; never more than the slab's."""
 
 
 class Admission(Protocol):
@@ -88,7 +88,7 @@ class TierCounts:
 
 
 class Tiers:
-    """One thread at a time."""
+    """One thread at a time, and beside it `coming`'s worker, which is done before rows move."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Tiers:
         self.words = form.words
         self.cold = ColdRows(rocks, form.words)
         self.slab = slab
-        expected = min(4 * slab.capacity, SPILLED_EXPECTED_MAX)
+        expected = min(slab.capacity, SPILL_BYTES_EXPECTED // form.bytes)
         self.spill = Spill(form.words, expected)
         self.waiting = Spill(form.words, expected)
         """Of the commit under way; empty between commits."""
@@ -120,19 +120,19 @@ class Tiers:
         Whatever else fails (a read of the disk), no row is lost and none is created.
         """
         batch = self._batch + 1
-        distinct, slab_rows = self.coming.take(ids)
+        distinct, slots = self.coming.take(ids)
         unique = len(distinct.keys)
-        if not self.slab.pin(slab_rows, batch):
+        if not self.slab.pin(slots, batch):
             raise CacheTooSmall(unique, self.slab.capacity)
         self._batch = batch
-        missed = np.flatnonzero(slab_rows < 0)
+        missed = np.flatnonzero(slots < 0)
         given = np.zeros(unique, np.uint16)
         if slot_numbers is not None:
             given[distinct.inverse[::-1]] = slot_numbers[::-1]  # a key's first occurrence decides
         lookup = Lookup(
             keys=distinct.keys,
             slot_numbers=given,
-            slab_rows=slab_rows,
+            slab_rows=slots,
             inverse=distinct.inverse,
             counts=distinct.counts,
             found=np.ones(unique, np.bool_),
