@@ -1,6 +1,7 @@
 """Every row hot: look-up and row-wise Adagrad of ours, of torch, of FBGEMM and of TFRA.
 
-growth  what a tenfold universe costs per distinct row; our own universes in turns
+growth  what a tenfold universe costs per distinct row; our own universes in turns, and beside it
+        what it costs a bare gather of as many rows
 
 What does not fit into memory beside ours is measured after ours is closed, and says so (`apart`).
 """
@@ -31,6 +32,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 """System -> (folder under bench/peers, what its request adds)."""
 Times = dict[str, list[float]]
 """System -> milliseconds per step by round."""
+Growth = dict[str, dict[str, float]]
+"""Two universes -> the spread of what a distinct row costs in the larger over the smaller."""
 
 
 def measure(quick: bool) -> Part:
@@ -39,10 +42,12 @@ def measure(quick: bool) -> Part:
     cases, headline = (CASES_QUICK, HEADLINE_QUICK) if quick else (CASES, HEADLINE)
     run = _Run(quick=quick, rounds=3 if quick else 5, steps=5 if quick else 20)
     by_dim = itertools.groupby(sorted(cases, key=lambda case: (case[1], case[0])), lambda c: c[1])
-    growth: dict[str, dict[str, float]] = {}
+    growth: Growth = {}
+    growth_bare: Growth = {}
     for dim, group in by_dim:
-        grown = run.universes([universe for universe, _ in group], dim)
-        growth = grown if dim == GROWTH_DIM else growth
+        grown, grown_bare = run.universes([universe for universe, _ in group], dim)
+        if dim == GROWTH_DIM:
+            growth, growth_bare = grown, grown_bare
     main = run.found[_name(headline, GROWTH_DIM)]
     summary = {f"ratio_{peer}": main[f"ratio_{peer}"]["median"] for peer in main["peers"]}
     not_run = dict(run.not_run)
@@ -57,6 +62,7 @@ def measure(quick: bool) -> Part:
         "ids_per_step": IDS,
         "dim": GROWTH_DIM,
         "growth_decades": growth,
+        "growth_decades_of_gather": growth_bare,
         "by_universe": run.found,
     }
     return Part(summary, detail, not_run)
@@ -70,9 +76,11 @@ class _Run:
         self.found: dict[str, dict[str, Any]] = {}
         self.not_run: dict[str, str] = {}
 
-    def universes(self, universes: list[int], dim: int) -> dict[str, dict[str, float]]:
-        """Each universe beside its peers, then all of ours in turns: growth by decade."""
+    def universes(self, universes: list[int], dim: int) -> tuple[Growth, Growth]:
+        """Each universe beside its peers, then all of ours in turns: (growth by decade, a bare
+        gather's)."""
         kept: dict[int, Ours] = {}
+        bare: dict[int, list[float]] = {}
         late: dict[int, tuple[list[str], Times]] = {}
         for universe in universes:
             name = _name(universe, dim)
@@ -82,12 +90,13 @@ class _Run:
                 continue
             gather = bare_gather(universe, dim, self.rounds, self.steps)
             kept[universe] = ours = Ours(universe, dim)
+            bare[universe] = [1e6 * t / ours.unique_rows for t in gather]
             say(f"{name}: {ours.bytes_per_row:.0f} bytes a row")
             late[universe] = self._beside(ours, name, gather)
         growth = self._growth(kept)
         for universe, (peers, times) in late.items():
             self._apart(universe, dim, peers, times)
-        return growth
+        return growth, _by_decade(bare)
 
     def _beside(self, ours: Ours, name: str, gather: list[float]) -> tuple[list[str], Times]:
         """Ours and the peers that fit beside it, in turns; (those that do not, our times)."""
@@ -173,7 +182,7 @@ class _Run:
                     del times[each]
         return times
 
-    def _growth(self, kept: dict[int, Ours]) -> dict[str, dict[str, float]]:
+    def _growth(self, kept: dict[int, Ours]) -> Growth:
         """Cost per distinct row of each universe over the one before, in turns; closes them all."""
         ns: dict[int, list[float]] = {universe: [] for universe in kept}
         for n in range(self.rounds):
@@ -181,10 +190,15 @@ class _Run:
                 ns[universe].append(1e6 * ours.steps("ours", n, self.steps) / ours.unique_rows)
         for universe in list(kept):
             kept.pop(universe).close()
-        return {
-            f"{below} to {above}": ratio(ns[above], ns[below])
-            for below, above in itertools.pairwise(sorted(ns))
-        }
+        return _by_decade(ns)
+
+
+def _by_decade(ns: dict[int, list[float]]) -> Growth:
+    """`ns`: universe -> nanoseconds per distinct row by round."""
+    return {
+        f"{below} to {above}": ratio(ns[above], ns[below])
+        for below, above in itertools.pairwise(sorted(ns))
+    }
 
 
 def _name(universe: int, dim: int) -> str:

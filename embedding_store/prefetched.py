@@ -35,11 +35,14 @@ class _Request:
             self.index = used_before
             self.index.clear()
         self.index.assign(keys, np.arange(len(keys)))
+        self.left = len(keys)
+        """How many of them nobody took, or deleted."""
 
     def positions(self, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         return self.index.find(keys)
 
     def forget(self, keys: NDArray[np.uint64]) -> None:
+        self.left -= int((self.positions(keys) >= 0).sum())
         self.index.delete(keys)
 
 
@@ -49,6 +52,7 @@ class Prefetched:
     def __init__(self, read: Callable[[NDArray[np.uint64]], Rows], words: int) -> None:
         self._read, self._words = read, words
         self._requests: list[_Request] = []
+        self._spare: Index | None = None
         self._worker: ThreadPoolExecutor | None = None
 
     def request(self, keys: NDArray[np.uint64]) -> None:
@@ -59,8 +63,9 @@ class Prefetched:
             return
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="store-prefetch")
-        oldest = self._requests.pop(0) if len(self._requests) == REQUESTS_MAX else None
-        request = _Request(keys, oldest.index if oldest else None)
+        if len(self._requests) == REQUESTS_MAX:
+            self._spare = self._requests.pop(0).index
+        request, self._spare = _Request(keys, self._spare), None
         # Last: from here on the worker wants the interpreter's lock, too.
         request.reading = self._worker.submit(self._read, keys)
         self._requests.append(request)
@@ -90,7 +95,11 @@ class Prefetched:
             rank = np.cumsum(there) - 1
             present = here[found[here]]
             move_rows(read, rank[at[present]], rows, present)
-            request.forget(keys[here])
+            if len(here) == request.left:  # as ever: one at a time out of the index takes longer
+                self._requests.remove(request)
+                self._spare = request.index
+            else:
+                request.forget(keys[here])
         return rows, found, known
 
     def forget(self, keys: NDArray[np.uint64]) -> None:

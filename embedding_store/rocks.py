@@ -225,14 +225,12 @@ class Rocks:
 def write_table(file: Path, writes: Iterable[Write]) -> int:
     """A table file of `writes`, sorted by key, ready for `ingest`; its bytes. Synced.
 
-    Built in memory and copied: RocksDB drops what its writer has written from the page cache, and
-    these rows are the likeliest to be read. Raises StoreError or OSError.
+    Raises StoreError or OSError.
     """
     writer = rocksdict.SstFileWriter(_options(statistics=False))
-    memory = os.memfd_create("headwater-table")
 
     def write() -> None:
-        writer.open(f"/proc/self/fd/{memory}")
+        writer.open(str(file))
         for key, value in writes:
             if value is None:
                 del writer[key]
@@ -240,16 +238,8 @@ def write_table(file: Path, writes: Iterable[Write]) -> int:
                 writer[key] = value
         writer.finish()
 
-    try:
-        _mapped(f"build a table path=`{file}`", write)
-        table_bytes, copied = os.fstat(memory).st_size, 0
-        with file.open("xb") as table:
-            while copied < table_bytes:
-                copied += os.sendfile(table.fileno(), memory, copied, table_bytes - copied)
-            os.fsync(table.fileno())
-    finally:
-        os.close(memory)
-    return table_bytes
+    _mapped(f"build a table path=`{file}`", write)
+    return file.stat().st_size
 
 
 def row_names(keys: NDArray[np.uint64]) -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -12,6 +12,8 @@ from embedding_store.prefetched import REQUESTS_MAX, Prefetched, Rows
 WORDS = 4
 ON_DISK = set(range(2, 2000, 3))
 keys = st.lists(st.integers(1, 300), min_size=1, max_size=60, unique=True)
+few_keys = st.lists(st.integers(1, 4), min_size=1, max_size=4, unique=True)  # often a whole request
+calls = st.tuples(st.sampled_from(["request", "take", "take", "forget"]), few_keys | keys)
 
 
 def _read(asked: NDArray[np.uint64]) -> Rows:
@@ -19,14 +21,19 @@ def _read(asked: NDArray[np.uint64]) -> Rows:
     return np.repeat(asked[there].astype(np.float32)[:, None], WORDS, axis=1), there
 
 
-@given(st.lists(st.tuples(st.booleans(), keys), max_size=12))
+@settings(max_examples=400)
+@given(st.lists(calls, min_size=8, max_size=20))
 def test_gives_up_each_row_once_and_knows_what_it_knows(
-    steps: list[tuple[bool, list[int]]],
+    steps: list[tuple[str, list[int]]],
 ) -> None:
-    ahead, known = Prefetched(_read, WORDS), []  # what each request that is kept still holds
-    for asks, values in steps:
+    ahead, known = Prefetched(_read, WORDS), []  # what each request still holds
+    for call, values in steps:
         wanted = np.array(values, np.uint64)
-        if asks:
+        if call == "forget":
+            ahead.forget(wanted)
+            known = [request - set(values) for request in known]
+            continue
+        if call == "request":
             new = set(values).difference(*known)
             ahead.request(wanted)
             known = [*known[-REQUESTS_MAX + 1 :], new] if new else known
@@ -37,7 +44,8 @@ def test_gives_up_each_row_once_and_knows_what_it_knows(
         there = np.array([value in ON_DISK for value in values]) & is_known
         assert (found == there).all()
         assert (rows[there] == wanted[there].astype(np.float32)[:, None]).all()
-        known = [request - set(values) for request in known]
+        # A request that gives up its last row makes room for another.
+        known = [r - set(values) for r in known if not r or r - set(values)]
     ahead.close()
 
 
