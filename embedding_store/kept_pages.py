@@ -1,4 +1,4 @@
-"""Makes `posix_fadvise` of this process do nothing: what it writes stays in the page cache.
+"""Makes this thread's `posix_fadvise` do nothing: what it writes stays in the page cache.
 
 RocksDB's writer of table files tells the kernel to drop what it has written, and has no option
 against it. A commit's rows have just left the slab and are the likeliest to be read: each would
@@ -42,7 +42,7 @@ def keep_written_pages() -> bool:
     )
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
     program = struct.pack("@HP", len(steps), ctypes.addressof(code))
-    system = ctypes.CDLL(None, use_errno=True)
+    system = ctypes.CDLL(None)
     taken: bool = (
         system.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
         and system.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program) == 0

@@ -95,11 +95,12 @@ class Prefetched:
             rank = np.cumsum(there) - 1
             present = here[found[here]]
             move_rows(read, rank[at[present]], rows, present)
-            if len(here) == request.left:  # as ever: one at a time out of the index takes longer
+            request.left -= len(here)
+            if request.left:
+                request.index.delete(keys[here])
+            else:  # nearly always: clearing the index is cheaper than deleting all of it
                 self._requests.remove(request)
                 self._spare = request.index
-            else:
-                request.forget(keys[here])
         return rows, found, known
 
     def forget(self, keys: NDArray[np.uint64]) -> None:

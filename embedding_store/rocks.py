@@ -223,9 +223,10 @@ class Rocks:
 
 
 def write_table(file: Path, writes: Iterable[Write]) -> int:
-    """A table file of `writes`, sorted by key, ready for `ingest`; its bytes. Synced.
+    """A table file of `writes`, sorted by key, ready for `ingest`; its bytes.
 
-    Raises StoreError or OSError.
+    RocksDB's writer syncs it, and drops it from the page cache unless `kept_pages.py` keeps it
+    there. Raises StoreError or OSError.
     """
     writer = rocksdict.SstFileWriter(_options(statistics=False))
 
